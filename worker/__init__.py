@@ -1,0 +1,1 @@
+"""Retail media sync: PostgreSQL to ClickHouse on Celery."""

@@ -1,0 +1,221 @@
+"""Settings: the one place where the environment is read. Holds no connections and no decisions about data.
+
+`load()` is called at the entries (command line, Celery app, tests) and its result is passed down. Servers are named
+by DSN; where a DSN is not set, the address of the embedded stack is taken from `<home>/stack.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import BadInput, Unreachable
+
+PricingModel = Literal["cpc", "cpm", "cpi"]
+
+
+class ClickHouseAddress(NamedTuple):
+    """The parts of a `clickhouse://` DSN, percent-decoded."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
+    secure: bool
+
+
+class Settings(BaseSettings):
+    """Every setting with its type, default and meaning. Environment names are the field names in capitals."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    # Servers
+    postgres_dsn: str = Field("", repr=False, description="Source, `postgresql://user:password@host:5432/database`.")
+    clickhouse_dsn: str = Field(
+        "",
+        repr=False,
+        description="Target, `clickhouse://user:password@host:9000/retailmedia`; `clickhouses://` is TLS.",
+    )
+    redis_url: str = Field(
+        "", repr=False, description="Broker, results and watermarks, `redis://:password@host:6379/0`."
+    )
+    retailmedia_home: Path = Field(
+        Path(".retailmedia"), description="Folder of the embedded stack, its data and its logs."
+    )
+
+    # The original project's names, honoured where the DSN is not set.
+    pg_host: str = Field("", description="PostgreSQL host, if POSTGRES_DSN is not set.")
+    pg_port: int = Field(5432, ge=1, le=65535)
+    pg_database: str = Field("postgres")
+    pg_user: str = Field("postgres")
+    pg_password: str = Field("", repr=False)
+    ch_host: str = Field("", description="ClickHouse host, if CLICKHOUSE_DSN is not set.")
+    ch_port: int = Field(9000, ge=1, le=65535, description="ClickHouse native TCP port.")
+    ch_database: str = Field("retailmedia")
+    ch_user: str = Field("default")
+    ch_password: str = Field("", repr=False)
+
+    # What the numbers mean
+    reporting_timezone: str = Field("UTC", description="IANA zone in which days are cut.")
+    pricing_model: PricingModel = Field(
+        "cpc", description="cpc: clicks × bid; cpm: impressions × bid / 1000; cpi: impressions × bid."
+    )
+
+    # Windows
+    window_rows: int = Field(500_000, ge=1, description="Rows a window aims to hold.")
+    window_limit: int = Field(64, ge=1, description="Windows one planning tick may hand out per stream.")
+    chunk_rows: int = Field(131_072, ge=1, description="Rows per block sent to ClickHouse; bounds a worker's memory.")
+    horizon_margin_ms: int = Field(
+        250, ge=0, description="Kept between the safe horizon and the oldest open transaction, in milliseconds."
+    )
+    horizon_alert_seconds: int = Field(
+        300, ge=1, description="Age at which whoever holds the horizon back is reported."
+    )
+    failover_rewind_seconds: int = Field(
+        86_400, ge=0, description="How far watermarks go back when the source's timeline changes (a promoted replica)."
+    )
+    lease_seconds: int = Field(
+        60, ge=1, description="Time after which a silent worker's window may be handed out again."
+    )
+
+    # Celery
+    schedule_profile: Literal["realtime", "hourly", "daily"] = Field("realtime", description="Beat schedule to use.")
+    visibility_timeout_seconds: int = Field(
+        900, ge=30, description="Redis redelivers an unacknowledged message after this."
+    )
+    max_redeliveries: int = Field(3, ge=1, description="Times a task whose worker died is tried again.")
+
+    # Timeouts
+    postgres_statement_timeout_seconds: int = Field(240, ge=1)
+    clickhouse_timeout_seconds: int = Field(
+        60, ge=1, description="Send and receive timeout of one ClickHouse statement."
+    )
+    connect_timeout_seconds: int = Field(5, ge=1)
+    retry_attempts: int = Field(5, ge=1, description="Tries of one statement on a transient error.")
+    retry_total_seconds: float = Field(30.0, gt=0, description="Total time one statement may spend in retries.")
+
+    log_format: Literal["console", "json"] = Field("console")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO")
+
+    @field_validator("reporting_timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is not an IANA time zone; use a name such as UTC or Europe/Paris") from None
+        return value
+
+    @model_validator(mode="after")
+    def _timeouts_nest(self) -> Settings:
+        if self.postgres_statement_timeout_seconds > self.task_time_limit_seconds:
+            raise ValueError(
+                "POSTGRES_STATEMENT_TIMEOUT_SECONDS must not exceed a third of VISIBILITY_TIMEOUT_SECONDS "
+                f"({self.task_time_limit_seconds})"
+            )
+        return self
+
+    @property
+    def task_time_limit_seconds(self) -> int:
+        """Hard limit of one task: a third of the visibility timeout, so that Redis never redelivers a live one."""
+        return self.visibility_timeout_seconds // 3
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        """`reporting_timezone` as a zone."""
+        return ZoneInfo(self.reporting_timezone)
+
+    @cached_property
+    def _embedded(self) -> dict[str, str]:
+        path = self.retailmedia_home / "stack.json"
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return {key: value for key, value in content.items() if isinstance(value, str)}
+
+    def _resolve(self, name: str, given: str) -> str:
+        address = given or self._embedded.get(name, "")
+        if not address:
+            raise Unreachable(
+                f"{name} is not set and no embedded stack runs in {self.retailmedia_home}: "
+                "set it, or start the stack with `retailmedia up`."
+            )
+        return address
+
+    @cached_property
+    def source_dsn(self) -> str:
+        """The PostgreSQL DSN in force. Raises `Unreachable` if there is none."""
+        given = self.postgres_dsn
+        if not given and self.pg_host:
+            secret = f":{quote(self.pg_password, safe='')}" if self.pg_password else ""
+            given = (
+                f"postgresql://{quote(self.pg_user, safe='')}{secret}@{self.pg_host}:{self.pg_port}/{self.pg_database}"
+            )
+        return self._resolve("POSTGRES_DSN", given)
+
+    @cached_property
+    def sink_dsn(self) -> str:
+        """The ClickHouse DSN in force. Raises `Unreachable` if there is none."""
+        given = self.clickhouse_dsn
+        if not given and self.ch_host:
+            secret = f":{quote(self.ch_password, safe='')}" if self.ch_password else ""
+            given = (
+                f"clickhouse://{quote(self.ch_user, safe='')}{secret}@{self.ch_host}:{self.ch_port}/{self.ch_database}"
+            )
+        return self._resolve("CLICKHOUSE_DSN", given)
+
+    @cached_property
+    def broker_url(self) -> str:
+        """The Redis URL in force. Raises `Unreachable` if there is none."""
+        return self._resolve("REDIS_URL", self.redis_url)
+
+    @cached_property
+    def sink_address(self) -> ClickHouseAddress:
+        """The ClickHouse DSN in parts. Raises `BadInput` if it is not one."""
+        parts = urlsplit(self.sink_dsn)
+        if parts.scheme not in {"clickhouse", "clickhouses"} or not parts.hostname:
+            raise BadInput("CLICKHOUSE_DSN must read clickhouse://user:password@host:9000/database.")
+        secure = parts.scheme == "clickhouses"
+        database = unquote(parts.path.strip("/")) or "retailmedia"
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", database):
+            raise BadInput("The database in CLICKHOUSE_DSN may hold letters, digits and underscores only.")
+        return ClickHouseAddress(
+            host=parts.hostname,
+            port=parts.port or (9440 if secure else 9000),
+            user=unquote(parts.username or "default"),
+            password=unquote(parts.password or ""),
+            database=database,
+            secure=secure,
+        )
+
+    def server_label(self, which: Literal["postgres", "clickhouse", "redis"]) -> str:
+        """Host, port and database of a server for people: never its user's password."""
+        dsn = {"postgres": self.source_dsn, "clickhouse": self.sink_dsn, "redis": self.broker_url}[which]
+        parts = urlsplit(dsn)
+        try:
+            port = f":{parts.port}" if parts.port else ""
+        except ValueError:
+            port = ""
+        return f"{parts.hostname or 'localhost'}{port}{parts.path}"
+
+
+def load(**overrides: object) -> Settings:
+    """Settings from the environment, with overrides. Raises `BadInput` naming each unusable one."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        told = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']).upper() or 'settings'}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise BadInput(f"Unusable setting: {told}.") from None
