@@ -1,0 +1,346 @@
+"""The ledger in ClickHouse, beside the data it speaks of: the truth about what is loaded.
+
+A commit says that a window of a stream is in a table, whole. The watermark of a stream is the end of the contiguous
+run of commits for the uuid of the table that is live; nothing else decides what is read next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+from worker.sql import named
+from worker.streams import Stream
+from worker.windows import ORIGIN, Window, contiguous_end, instant, to_micros
+
+if TYPE_CHECKING:
+    from worker.sink import Sink
+    from worker.source import Snapshot
+
+CHECKPOINT_AFTER = 256
+"""Commits beyond the last checkpoint after which another is written, so that reading the ledger stays cheap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A source server and timeline; `rewind_to` is how far commits of earlier generations still count."""
+
+    number: int
+    system_id: int
+    timeline: int
+    rewind_to: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A window loaded, with the generation it was read in."""
+
+    window: Window
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What a table holds of a stream: the windows that count, and how many commits it took to say so."""
+
+    windows: tuple[Window, ...] = ()
+    commits: int = 0
+
+    @property
+    def watermark(self) -> datetime:
+        """The end of the contiguous run from the origin."""
+        return contiguous_end(self.windows)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A window that failed `count` times, last at `last` for `error`; `now` is the server's clock when asked."""
+
+    window: Window
+    count: int
+    last: datetime
+    error: str
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A pipeline run or a full refresh, as the ledger has it."""
+
+    run_id: str
+    kind: Literal["pipeline", "refresh"]
+    streams: tuple[str, ...]
+    metrics_update: bool
+    until: datetime
+    started_at: datetime
+    state: Literal["running", "succeeded", "failed", "superseded"] = "running"
+    target_uuid: UUID | None = None
+    version: int = 0
+    message: str = ""
+    updated_at: datetime = ORIGIN
+    age: timedelta = field(default=timedelta(0), compare=False)
+
+
+def effective(commits: Iterable[Commit], generations: Sequence[Generation]) -> list[Window]:
+    """The windows that count: a commit of an earlier generation only up to every later one's `rewind_to`."""
+    result: list[Window] = []
+    for commit in commits:
+        limit = min((g.rewind_to for g in generations if g.number > commit.generation), default=None)
+        window = commit.window
+        if limit is not None and window.hi > limit:
+            if window.lo >= limit:
+                continue
+            window = Window(window.lo, limit)
+        result.append(window)
+    return result
+
+
+class Ledger:
+    """Reads and writes the ledger through a sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    # Generations
+
+    def generations(self) -> list[Generation]:
+        """Every generation seen, in order."""
+        rows = self._sink.named("ledger", "generations")
+        return [Generation(number, system_id, timeline, instant(at)) for number, system_id, timeline, at in rows]
+
+    def generation(self, snapshot: Snapshot, *, failover_rewind: timedelta) -> int:
+        """The generation of the server a snapshot was taken on; a server not seen last begins a new one.
+
+        On a promoted replica of the same system, watermarks go back by `failover_rewind`: rows may have been lost
+        and their keys used again. On another system they go back to the origin.
+        """
+        known = self.generations()
+        last = known[-1] if known else None
+        if last and (last.system_id, last.timeline) == (snapshot.system_id, snapshot.timeline):
+            return last.number
+        if last is None:
+            number, rewind_to = 1, ORIGIN
+        else:
+            number = last.number + 1
+            same_system = last.system_id == snapshot.system_id
+            rewind_to = max(ORIGIN, snapshot.taken_at - failover_rewind) if same_system else ORIGIN
+        self._sink.insert_rows(
+            "source_generations",
+            ("generation", "system_id", "timeline", "rewind_to"),
+            [(number, snapshot.system_id, snapshot.timeline, rewind_to)],
+            token=f"generation/{number}/{snapshot.system_id}/{snapshot.timeline}",
+        )
+        return number
+
+    # Coverage and watermarks
+
+    def live(self, streams: Iterable[Stream]) -> dict[str, UUID]:
+        """The uuid of each target table that is live now."""
+        return {name: self._sink.uuid(name) for name in sorted({stream.target for stream in streams})}
+
+    def coverage(self, streams: Sequence[Stream], targets: dict[str, UUID]) -> dict[str, Coverage]:
+        """For each stream, what the table `targets[stream.target]` holds."""
+        if not streams:
+            return {}
+        generations = self.generations()
+        current = generations[-1].number if generations else 0
+        parameters = {
+            "uuids": tuple(sorted({targets[stream.target] for stream in streams})),
+            "streams": tuple(stream.name for stream in streams),
+            "generation": current,
+        }
+        found: dict[str, list[Commit]] = {stream.name: [] for stream in streams}
+        for name, lo, hi, generation in self._sink.named("ledger", "commits", parameters):
+            found[name].append(Commit(Window(lo, hi), generation))
+        return {name: Coverage(tuple(effective(commits, generations)), len(commits)) for name, commits in found.items()}
+
+    def committed(self, stream: Stream, uuid: UUID, window: Window, generation: int) -> list[Window]:
+        """Commits of this generation that touch the window."""
+        parameters = {
+            "stream": stream.name,
+            "uuid": uuid,
+            "lo": window.lo,
+            "hi": window.hi,
+            "generation": generation,
+        }
+        return [Window(lo, hi) for lo, hi in self._sink.named("ledger", "covered", parameters)]
+
+    def commit(
+        self,
+        stream: Stream,
+        uuid: UUID,
+        window: Window,
+        *,
+        run_id: str,
+        version: int,
+        rows: int,
+        quarantined: int,
+        content_hash: int,
+        snapshot: Snapshot,
+    ) -> None:
+        """Records that the window is in the table, whole. The last thing done for a window."""
+        self._write_commit(
+            "window", stream, uuid, window, run_id, version, rows, quarantined, content_hash,
+            snapshot.system_id, snapshot.timeline,
+        )  # fmt: skip
+
+    def checkpoint(self, stream: Stream, uuid: UUID, watermark: datetime, generation: Generation) -> None:
+        """Lets one row stand for all commits before the watermark."""
+        if watermark > ORIGIN:
+            self._write_commit(
+                "checkpoint", stream, uuid, Window(ORIGIN, watermark), "", generation.number << 56, 0, 0, 0,
+                generation.system_id, generation.timeline,
+            )  # fmt: skip
+
+    def _write_commit(
+        self,
+        kind: str,
+        stream: Stream,
+        uuid: UUID,
+        window: Window,
+        run_id: str,
+        version: int,
+        rows: int,
+        quarantined: int,
+        content_hash: int,
+        system_id: int,
+        timeline: int,
+    ) -> None:
+        columns = (
+            "stream", "target_uuid", "lo", "hi", "kind", "run_id", "version", "rows", "quarantined", "content_hash",
+            "system_id", "timeline",
+        )  # fmt: skip
+        row = (
+            stream.name, uuid, window.lo, window.hi, kind, run_id, version, rows, quarantined, content_hash,
+            system_id, timeline,
+        )  # fmt: skip
+        token = f"{kind}/{uuid}/{stream.name}/{window}/{version}/{run_id}"
+        self._sink.insert_rows("sync_commits", columns, [row], token=token)
+
+    # Attempts
+
+    def note_superseding(self, stream: Stream, uuid: UUID, window: Window, days: Iterable[date], token: str) -> None:
+        """Records, before the insert that overwrites them, the days from which events are about to move."""
+        self._attempt(stream, uuid, window, "superseding", "", sorted(days), "", f"superseding/{token}")
+
+    def superseded_days(self, stream: Stream, uuid: UUID, window: Window) -> set[date]:
+        """Days noted by any attempt at rows of this window."""
+        parameters = {"stream": stream.name, "uuid": uuid, "lo": window.lo, "hi": window.hi}
+        return {day for (day,) in self._sink.named("ledger", "superseded_days", parameters)}
+
+    def note_failure(self, stream: Stream, uuid: UUID, window: Window, run_id: str, error: str) -> None:
+        """Records that the window could not be loaded, and why."""
+        self._attempt(stream, uuid, window, "failed", run_id, [], error[:1000], None)
+
+    def _attempt(
+        self,
+        stream: Stream,
+        uuid: UUID,
+        window: Window,
+        outcome: str,
+        run_id: str,
+        days: list[date],
+        error: str,
+        token: str | None,
+    ) -> None:
+        columns = ("stream", "target_uuid", "lo", "hi", "outcome", "run_id", "days", "error")
+        row = (stream.name, uuid, window.lo, window.hi, outcome, run_id, days, error)
+        self._sink.insert_rows("sync_attempts", columns, [row], token=token)
+
+    def failures(self, stream: Stream, uuid: UUID, watermark: datetime) -> list[Failure]:
+        """Windows not behind the watermark that failed."""
+        parameters = {"stream": stream.name, "uuid": uuid, "watermark": watermark}
+        return [
+            Failure(Window(lo, hi), count, instant(last), error, instant(now))
+            for lo, hi, count, last, error, now in self._sink.named("ledger", "failures", parameters)
+        ]
+
+    # Days
+
+    def mark_days(self, days: Iterable[date]) -> None:
+        """Says that the content of these reporting days changed; call it after the rows were acknowledged."""
+        chosen = sorted(set(days))
+        if chosen:
+            self._sink.command("marking days", named("events", "mark_days"), {"days": chosen})
+
+    def mark_all_days(self, zone: str) -> None:
+        """Says so of every day, cut in `zone`, that has events or metrics. Reads one column of all events."""
+        self._sink.command("marking all days", named("events", "mark_all_days"), {"zone": zone})
+
+    # Runs
+
+    def save_run(self, run: Run) -> None:
+        """Writes the run as it is now."""
+        columns = (
+            "run_id", "kind", "state", "streams", "metrics_update", "until", "target_uuid", "version", "message",
+            "started_at",
+        )  # fmt: skip
+        row = (
+            run.run_id, run.kind, run.state, list(run.streams), run.metrics_update, run.until, run.target_uuid,
+            run.version, run.message, run.started_at,
+        )  # fmt: skip
+        self._sink.insert_rows("sync_runs", columns, [row])
+
+    def end_run(self, run: Run, state: Literal["succeeded", "failed", "superseded"], message: str = "") -> Run:
+        """Writes how the run ended, and returns it so."""
+        ended = replace(run, state=state, message=message)
+        self.save_run(ended)
+        return ended
+
+    def run(self, run_id: str) -> Run | None:
+        """The run of that id, or None."""
+        found = self._runs("run", run_id=run_id)
+        return found[0] if found else None
+
+    def open_runs(self) -> list[Run]:
+        """Runs that have not ended, oldest first."""
+        return self._runs("open_runs")
+
+    def last_runs(self, limit: int) -> list[Run]:
+        """The latest runs, newest first."""
+        return self._runs("last_runs", limit=limit)
+
+    def _runs(self, name: str, **parameters: object) -> list[Run]:
+        result = []
+        for row in self._sink.named("ledger", name, parameters):
+            run_id, kind, state, streams, metrics_update, until, uuid, version, message, started, updated, now = row
+            result.append(
+                Run(
+                    run_id,
+                    kind,
+                    tuple(streams),
+                    metrics_update,
+                    instant(until),
+                    instant(started),
+                    state,
+                    uuid,
+                    version,
+                    message,
+                    instant(updated),
+                    instant(now) - instant(updated),
+                )
+            )
+        return result
+
+    def run_progress(self, run_id: str) -> dict[str, tuple[int, int]]:
+        """Windows and rows committed by a run, by stream."""
+        rows = self._sink.named("ledger", "run_progress", {"run_id": run_id})
+        return {name: (windows, count) for name, windows, count in rows}
+
+    def totals(self, uuids: Iterable[UUID]) -> dict[str, tuple[int, int, datetime]]:
+        """Rows loaded, rows quarantined and time of the last commit, by stream, for these tables."""
+        rows = self._sink.named("ledger", "totals", {"uuids": tuple(uuids)})
+        return {name: (loaded, held, instant(at)) for name, loaded, held, at in rows}
+
+    def now(self) -> datetime:
+        """ClickHouse's clock, UTC."""
+        value: datetime = self._sink.named("ledger", "now")[0][0]
+        return instant(value)
+
+
+def dedup_token(uuid: UUID, stream: Stream, window: Window, version: int, chunk: int) -> str:
+    """Names one reading of one chunk: a resend carries the same token, a new reading another."""
+    return f"{uuid}/{stream.name}/{to_micros(window.lo)}/{to_micros(window.hi)}/{version}/{chunk}"

@@ -1,0 +1,125 @@
+"""Rebuilds `daily_campaign_performance`, a day at a time and atomically, for the days that changed and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+
+import structlog
+
+from worker.config import Settings
+from worker.errors import SinkFailure
+from worker.sink import Sink, quoted
+from worker.sql import named
+from worker.windows import MICROSECOND, ORIGIN, day_bounds, instant
+
+log = structlog.get_logger()
+
+STAGING = "daily_campaign_performance_staging_"
+DAYS_AT_ONCE = 31
+"""Days per staging table: below ClickHouse's limit of 100 partitions in one inserted block."""
+
+BILLED = {"cpc": "click", "cpm": "impression", "cpi": "impression"}
+"""The event that costs money under each pricing model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """Days rebuilt, of which some turned out empty, and rows published."""
+
+    days: int = 0
+    empty: int = 0
+    rows: int = 0
+
+
+def dirty_days(sink: Sink, since: datetime = ORIGIN) -> list[date]:
+    """Marked days not rebuilt since, newest first; with `since`, only among days marked at or after it."""
+    return [day for (day,) in sink.named("metrics", "dirty_days", {"since": since})]
+
+
+def outdated_days(sink: Sink, settings: Settings) -> list[date]:
+    """Days nobody marked that another pricing model or a campaign version that came later made wrong."""
+    parameters = {"pricing_model": settings.pricing_model, "zone": settings.reporting_timezone}
+    return sorted((day for (day,) in sink.named("metrics", "outdated_days", parameters)), reverse=True)
+
+
+def rebuild(sink: Sink, settings: Settings, days: Sequence[date]) -> Rebuilt:
+    """Computes these days from `ad_events` and publishes each in one step. Idempotent; safe to run twice at once.
+
+    A day without events left disappears.
+    """
+    total = Rebuilt()
+    for batch in batches(sorted(set(days))):
+        done = _rebuild_batch(sink, settings, batch)
+        total = Rebuilt(total.days + done.days, total.empty + done.empty, total.rows + done.rows)
+    return total
+
+
+def batches(days: Sequence[date]) -> list[list[date]]:
+    """Sorted days in runs without gaps of more than a day, each run at most `DAYS_AT_ONCE` long."""
+    result: list[list[date]] = []
+    for day in days:
+        if result and len(result[-1]) < DAYS_AT_ONCE and day - result[-1][-1] <= timedelta(days=1):
+            result[-1].append(day)
+        else:
+            result.append([day])
+    assert all(later > earlier for batch in result for earlier, later in pairwise(batch))  # noqa: S101
+    return result
+
+
+def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
+    # Before anything is read: what arrives from here on is not promised to be in these metrics.
+    holds = instant(sink.named("metrics", "now")[0][0])
+    lo, hi = day_bounds(days[0], settings.zone).lo, day_bounds(days[-1], settings.zone).hi
+    with sink.staging(STAGING, named("metrics", "create_staging")) as staging:
+        sink.command(
+            "building metrics",
+            named("metrics", "build").format(staging=quoted(staging)),
+            {
+                "zone": settings.reporting_timezone,
+                "days": tuple(days),
+                "lo": lo,
+                "hi": hi,
+                "first_utc_day": lo.date(),
+                "last_utc_day": (hi - MICROSECOND).date(),
+                "pricing_model": settings.pricing_model,
+                "billed": BILLED[settings.pricing_model],
+                "divisor": 1000 if settings.pricing_model == "cpm" else 1,
+                "holds": holds,
+            },
+            # Run twice into one staging table, it would hold the days twice.
+            retry=False,
+        )
+        rows = _publish(sink, staging, days)
+    empty = [day for day in days if day not in rows]
+    if empty:
+        for day in empty:
+            sink.command("dropping an empty day", named("metrics", "drop_day"), {"day": day.isoformat()})
+        sink.command("noting empty days", named("metrics", "note_empty"), {"days": empty, "holds": holds})
+    log.info("metrics.rebuilt", days=len(days), first=str(days[0]), last=str(days[-1]), rows=sum(rows.values()))
+    return Rebuilt(len(days), len(empty), sum(rows.values()))
+
+
+def _publish(sink: Sink, staging: str, days: Sequence[date]) -> dict[date, int]:
+    """Moves each staged day into place; returns rows by day. A day must be one part, or a crash could publish half."""
+    table = quoted(staging)
+    parameters = {"database": sink.database, "staging": staging}
+    staged = sink.named("metrics", "staged_parts", parameters)
+    for partition, parts, _ in staged:
+        if parts > 1:
+            sink.command("merging a staged day", named("metrics", "optimize").format(staging=table), {"day": partition})
+    if any(parts > 1 for _, parts, _ in staged):
+        staged = sink.named("metrics", "staged_parts", parameters)
+    rows: dict[date, int] = {}
+    for partition, parts, count in staged:
+        if parts != 1:
+            raise SinkFailure(f"Staged day {partition} is in {parts} parts, so publishing it would not be atomic.")
+        day = date.fromisoformat(partition)
+        if day not in days:
+            raise SinkFailure(f"Day {partition} was staged although it was not asked for.")
+        # Publishing the same part again changes nothing, so an unknown outcome may be retried.
+        sink.command("publishing a day", named("metrics", "replace_day").format(staging=table), {"day": partition})
+        rows[day] = count
+    return rows

@@ -1,0 +1,133 @@
+"""Brings the ClickHouse schema up to date from `clickhouse/migrations/`, one statement a file, in order of number.
+
+A file that was applied and has changed or vanished since is refused: the schema in front of us would not be the one
+the files describe. Files that name a setting (`{reporting_timezone}`) hold CREATE OR REPLACE and are applied again
+when that setting changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from worker.config import Settings
+from worker.errors import SchemaMismatch
+from worker.ledger import Ledger
+from worker.sink import Sink, literal, quoted
+from worker.sql import CLICKHOUSE, named
+
+log = structlog.get_logger()
+
+MIGRATIONS = CLICKHOUSE / "migrations"
+_NAME = re.compile(r"^\d{4}_[a-z0-9_]+\.sql$")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A file: its name, its text, and the statement it is with the settings filled in."""
+
+    name: str
+    text: str
+    statement: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def rendered(self) -> str:
+        """SHA-256 of the statement."""
+        return hashlib.sha256(self.statement.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A migration and how it stands with the server."""
+
+    name: str
+    state: Literal["applied", "pending", "outdated", "changed", "vanished"]
+    applied_at: datetime | None = None
+
+
+def migrations(settings: Settings, folder: Path = MIGRATIONS) -> list[Migration]:
+    """The files in order. Raises `SchemaMismatch` for a file whose name has no number."""
+    result = []
+    for path in sorted(folder.glob("*.sql")):
+        if not _NAME.match(path.name):
+            raise SchemaMismatch(f"{path.name} is not named like 0001_what_it_makes.sql.")
+        text = path.read_text(encoding="utf-8")
+        zone = literal(settings.reporting_timezone)
+        result.append(Migration(path.name, text, text.replace("'{reporting_timezone}'", zone)))
+    numbers = [migration.name[:4] for migration in result]
+    twice = {number for number in numbers if numbers.count(number) > 1}
+    if twice:
+        raise SchemaMismatch(f"Two migrations carry the number {', '.join(sorted(twice))}.")
+    return result
+
+
+def status(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[Status]:
+    """How each file, and each file that was applied and is gone, stands with the server."""
+    applied: dict[str, tuple[str, str, datetime]] = {}
+    bare = Sink(settings, database="default")
+    with bare:
+        if bare.named("migrate", "history_exists", {"database": sink.database})[0][0]:
+            for name, checksum, rendered, at in sink.named("migrate", "history"):
+                applied[name] = (checksum, rendered, at)
+    result = []
+    for migration in migrations(settings, folder):
+        if migration.name not in applied:
+            result.append(Status(migration.name, "pending"))
+            continue
+        checksum, rendered, at = applied.pop(migration.name)
+        if checksum != migration.checksum:
+            result.append(Status(migration.name, "changed", at))
+        elif rendered != migration.rendered:
+            result.append(Status(migration.name, "outdated", at))
+        else:
+            result.append(Status(migration.name, "applied", at))
+    result.extend(Status(name, "vanished", at) for name, (_, _, at) in applied.items())
+    return sorted(result, key=lambda entry: entry.name)
+
+
+def migrate(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[str]:
+    """Applies what is pending or outdated; returns the names. Raises `SchemaMismatch` before changing anything."""
+    with Sink(settings, database="default") as bare:
+        bare.command("creating the database", f"CREATE DATABASE IF NOT EXISTS {quoted(sink.database)}")
+    standing = status(sink, settings, folder)
+    for state, told in (("changed", "was changed after it was applied"), ("vanished", "was applied and is gone")):
+        names = [entry.name for entry in standing if entry.state == state]
+        if names:
+            raise SchemaMismatch(
+                f"Migration {', '.join(names)} {told}; restore the file as it was and put the change in a new one."
+            )
+    sink.command("creating the migration history", named("migrate", "create_history"))
+    due = {entry.name: entry.state for entry in standing if entry.state != "applied"}
+    done = []
+    for migration in migrations(settings, folder):
+        if migration.name in due:
+            sink.command(f"applying {migration.name}", migration.statement)
+            row = (migration.name, migration.checksum, migration.rendered)
+            sink.insert_rows("schema_migrations", ("name", "checksum", "rendered"), [row])
+            log.info("migrate.applied", name=migration.name)
+            done.append(migration.name)
+    if "outdated" in due.values():
+        # The reporting time zone changed: other days hold other events.
+        Ledger(sink).mark_all_days(settings.reporting_timezone)
+    return done
+
+
+def require_current(sink: Sink, settings: Settings) -> None:
+    """Raises `SchemaMismatch` unless every migration is applied."""
+    behind = [entry.name for entry in status(sink, settings) if entry.state != "applied"]
+    if behind:
+        raise SchemaMismatch(
+            f"The schema of ClickHouse database {sink.database} is not current ({', '.join(behind)}); "
+            "run `retailmedia migrate`."
+        )

@@ -1,0 +1,388 @@
+"""The job: loads a window of events, or a dimension, from PostgreSQL into ClickHouse and commits it to the ledger.
+
+A window is read in one snapshot, in chunks. Each chunk: rows that cannot be loaded are set aside, the days that older
+versions of its events leave are noted, and the rest is inserted as one block under a token of its own. At the end
+what ClickHouse holds is compared with what was read, the days are marked, and only then the window is committed.
+Whatever dies in between leaves the window uncommitted, so it is read again, in a newer snapshot whose rows win.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from worker.config import Settings
+from worker.errors import RefusedRows, VerificationFailed
+from worker.ledger import Ledger, dedup_token
+from worker.sink import Sink, quoted
+from worker.source import EventColumns, Source, utc
+from worker.sql import named
+from worker.streams import Stream
+from worker.windows import MICROSECOND, ORIGIN, Window, days_of_hours, format_instant, from_micros
+
+log = structlog.get_logger()
+
+DIMENSION_STAGING = "dimension_staging_"
+HOUR_MICROS = 3_600_000_000
+
+# ClickHouse keeps DateTime64(6) from 1900 to 2299; a day's distance keeps every time zone's day inside.
+EARLIEST = -2_208_902_400_000_000  # 1900-01-02
+LATEST = 10_413_705_600_000_000  # 2299-12-30
+
+UInt64s = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of one window or dimension: every row extracted was loaded or quarantined."""
+
+    extracted: int
+    loaded: int
+    quarantined: int
+    days: int
+    already: bool = False
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has been seen of a window so far."""
+
+    extracted: int = 0
+    loaded: int = 0
+    quarantined: int = 0
+    first: int = np.iinfo(np.int64).max
+    last: int = np.iinfo(np.int64).min
+    content: int = 0
+    hours: set[int] = field(default_factory=set)
+    left: set[date] = field(default_factory=set)
+
+
+def content_hash(columns: EventColumns) -> int:
+    """Order-independent hash of rows, modulo 2^64; `events.sql` computes the same in ClickHouse."""
+    mixed: UInt64s = (
+        columns.event_id.view(np.uint64) * np.uint64(11400714819323198485)
+        + columns.campaign_id.view(np.uint64) * np.uint64(14029467366897019727)
+        + columns.created_at.view(np.uint64) * np.uint64(1609587929392839161)
+        + columns.inserted_at.view(np.uint64) * np.uint64(9650029242287828579)
+    )
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(13787848793156543929)
+    return int(mixed.sum(dtype=np.uint64))
+
+
+def refusals(columns: EventColumns) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Why rows cannot be loaded: each rule with the rows it refuses."""
+    created = columns.created_at
+    lowest, highest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    found = [
+        ("created_at is NULL or -infinity", created == lowest),
+        ("created_at is infinity", created == highest),
+        ("created_at is before 1900-01-02", (created > lowest) & (created < EARLIEST)),
+        ("created_at is after 2299-12-30", (created < highest) & (created >= LATEST)),
+    ]
+    return [(rule, rows) for rule, rows in found if rows.any()]
+
+
+def load_window(
+    source: Source,
+    sink: Sink,
+    ledger: Ledger,
+    settings: Settings,
+    stream: Stream,
+    window: Window,
+    *,
+    table: str,
+    uuid: UUID,
+    run_id: str = "",
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Loaded:
+    """Loads one window of an event stream into `table`, known as `uuid`, and commits it.
+
+    Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help; the window is then as
+    if nothing had happened.
+    """
+    with source.snapshot() as snapshot:
+        generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
+        if _covered(window, ledger.committed(stream, uuid, window, generation)):
+            return Loaded(0, 0, 0, 0, already=True)
+        version = snapshot.version(generation)
+        tally = _Tally()
+        chunks = source.read_events(stream, window, settings.chunk_rows)
+        try:
+            for number, chunk in enumerate(chunks):
+                token = dedup_token(uuid, stream, window, version, number)
+                _load_chunk(sink, ledger, settings, stream, window, chunk, tally, table, uuid, version, token, run_id)
+                on_rows(len(chunk))
+        finally:
+            chunks.close()  # type: ignore[attr-defined]
+    _verify(sink, stream, window, tally, table, version)
+    days = days_of_hours(tally.hours, settings.zone) | tally.left
+    if tally.extracted:
+        days |= ledger.superseded_days(stream, uuid, window)
+    ledger.mark_days(days)
+    ledger.commit(
+        stream,
+        uuid,
+        window,
+        run_id=run_id,
+        version=version,
+        rows=tally.loaded,
+        quarantined=tally.quarantined,
+        content_hash=tally.content,
+        snapshot=snapshot,
+    )
+    return Loaded(tally.extracted, tally.loaded, tally.quarantined, len(days))
+
+
+def _covered(window: Window, commits: list[Window]) -> bool:
+    position = window.lo
+    for commit in sorted(commits):
+        if commit.lo > position:
+            return False
+        position = max(position, commit.hi)
+    return position >= window.hi
+
+
+def _load_chunk(
+    sink: Sink,
+    ledger: Ledger,
+    settings: Settings,
+    stream: Stream,
+    window: Window,
+    chunk: EventColumns,
+    tally: _Tally,
+    table: str,
+    uuid: UUID,
+    version: int,
+    token: str,
+    run_id: str,
+) -> None:
+    leaving = days_of_hours(_hours_present(sink, stream, chunk, table), settings.zone)
+    if leaving - tally.left:
+        ledger.note_superseding(stream, uuid, window, leaving, token)
+    tally.left |= leaving
+
+    refused: dict[int, str] = {}
+    for rule, rows in refusals(chunk):
+        refused.update((int(position), rule) for position in np.flatnonzero(rows))
+    _insert(sink, stream, chunk, refused, table, version, token)
+
+    if refused:
+        _quarantine(sink, stream, window, chunk, refused, version, token, run_id)
+        kept = np.ones(len(chunk), dtype=bool)
+        kept[list(refused)] = False
+        loaded = chunk.take(kept)
+    else:
+        loaded = chunk
+    tally.extracted += len(chunk)
+    tally.loaded += len(loaded)
+    tally.quarantined += len(refused)
+    if len(loaded):
+        tally.first = min(tally.first, int(loaded.event_id.min()))
+        tally.last = max(tally.last, int(loaded.event_id.max()))
+        tally.content = (tally.content + content_hash(loaded)) % 2**64
+        tally.hours.update(int(hour) for hour in np.unique(loaded.created_at // HOUR_MICROS))
+
+
+def _hours_present(sink: Sink, stream: Stream, chunk: EventColumns, table: str) -> set[int]:
+    """Hours in which versions of these events already in the table happened: they are about to be overwritten."""
+    first, last = int(chunk.event_id.min()), int(chunk.event_id.max())
+    parameters: dict[str, Any] = {"event_type": stream.event_type, "first": first, "last": last}
+    present = named("events", "present").format(table=quoted(table))
+    if not sink.query("looking for earlier versions", present, parameters)[0][0]:
+        return set()
+    statement = named("events", "hours_of").format(table=quoted(table))
+    ids = tuple(chunk.event_id.tolist())
+    rows = sink.query(
+        "looking for days that events leave", statement, {**parameters, "ids": ids}, settings={"max_query_size": 2**28}
+    )
+    return {int(hour) for (hour,) in rows}
+
+
+def _insert(
+    sink: Sink,
+    stream: Stream,
+    chunk: EventColumns,
+    refused: dict[int, str],
+    table: str,
+    version: int,
+    token: str,
+) -> None:
+    """Inserts the chunk in one block. Where ClickHouse refuses it, halves, down to the rows it refuses.
+
+    A refused row leaves a tombstone, so that no earlier version of that event is counted in its place.
+    """
+    positions = np.arange(len(chunk))
+    pending = [(positions, token)]
+    while pending:
+        chosen, name = pending.pop()
+        try:
+            sink.insert_columns(table, _block(stream, chunk, chosen, refused, version), token=name)
+        except RefusedRows as error:
+            if len(chosen) == 1:
+                if int(chosen[0]) in refused:
+                    raise
+                refused[int(chosen[0])] = str(error)
+                pending.append((chosen, f"{name}/tombstone"))
+                continue
+            middle = len(chosen) // 2
+            pending.append((chosen[middle:], f"{name}/b"))
+            pending.append((chosen[:middle], f"{name}/a"))
+
+
+def _block(
+    stream: Stream, chunk: EventColumns, chosen: NDArray[np.int64], refused: dict[int, str], version: int
+) -> dict[str, Any]:
+    whole = len(chosen) == len(chunk)
+    part = chunk if whole else chunk.take(chosen)
+    size = len(part)
+    deleted = np.zeros(size, dtype=np.uint8)
+    campaign_id, created_at = part.campaign_id, part.created_at
+    if refused:
+        deleted = np.isin(chosen, list(refused)).astype(np.uint8)
+        campaign_id = np.where(deleted, 0, campaign_id)
+        created_at = np.where(deleted, 0, created_at)
+    return {
+        "event_code": np.full(size, stream.event_code, dtype=np.int8),
+        "event_id": part.event_id,
+        "campaign_id": campaign_id,
+        "created_at": created_at,
+        "inserted_at": part.inserted_at,
+        "_version": np.full(size, version, dtype=np.uint64),
+        "_deleted": deleted,
+    }
+
+
+def _quarantine(
+    sink: Sink,
+    stream: Stream,
+    window: Window,
+    chunk: EventColumns,
+    refused: dict[int, str],
+    version: int,
+    token: str,
+    run_id: str,
+) -> None:
+    rows = []
+    for position, rule in sorted(refused.items()):
+        event_id = int(chunk.event_id[position])
+        row = {
+            "id": event_id,
+            "campaign_id": int(chunk.campaign_id[position]) or None,
+            "created_at": _shown(int(chunk.created_at[position])),
+            "inserted_at": _shown(int(chunk.inserted_at[position])),
+        }
+        rows.append((stream.name, event_id, json.dumps(row), rule[:200], window.lo, window.hi, run_id, version))
+    columns = ("stream", "event_id", "row", "rule", "lo", "hi", "run_id", "_version")
+    sink.insert_rows("quarantined_events", columns, rows, token=f"quarantine/{token}")
+
+
+def _shown(micros: int) -> str | None:
+    """An instant as text, also where Python's datetime cannot hold it."""
+    if micros == np.iinfo(np.int64).min:
+        return None
+    if micros == np.iinfo(np.int64).max:
+        return "infinity"
+    try:
+        return format_instant(from_micros(micros))
+    except OverflowError:
+        return f"{micros} microseconds since 1970"
+
+
+def _verify(sink: Sink, stream: Stream, window: Window, tally: _Tally, table: str, version: int) -> None:
+    """Compares what the table holds of this reading with what was read.
+
+    Counted as they lie first; where a block was inserted twice under different tokens, as distinct rows.
+    """
+    if not tally.loaded:
+        return
+    parameters = {
+        "event_type": stream.event_type,
+        "first": tally.first,
+        "last": tally.last,
+        "lo": window.lo,
+        "hi": window.hi,
+        "version": version,
+    }
+    found: tuple[int, int] = (0, 0)
+    for distinct in ("", "GROUP BY event_id, campaign_id, created_at, inserted_at"):
+        statement = named("events", "loaded").format(table=quoted(table), distinct=distinct)
+        count, content = sink.query("verifying a window", statement, parameters)[0]
+        found = (int(count), int(content))
+        if found == (tally.loaded, tally.content):
+            return
+    # Rows updated meanwhile and already loaded and merged in their newer version are missing here for good reason:
+    # the next reading no longer finds them in this window.
+    raise VerificationFailed(
+        f"{stream.name} {window}: read {tally.loaded} rows, ClickHouse holds {found[0]} of them"
+        f"{'' if found[0] != tally.loaded else ' with other values'}; the window will be read again."
+    )
+
+
+def load_dimension(
+    source: Source, sink: Sink, ledger: Ledger, settings: Settings, stream: Stream, *, uuid: UUID, run_id: str = ""
+) -> Loaded:
+    """Reads a dimension whole, in one snapshot, and writes the rows that changed; commits up to the snapshot's horizon.
+
+    Rows that are gone at the source are marked deleted. Raises as `load_window`.
+    """
+    horizon = source.horizon().at
+    statement = named("dimensions", f"create_staging_{stream.name}")
+    with source.snapshot() as snapshot, sink.staging(DIMENSION_STAGING, statement) as staging:
+        generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
+        version = snapshot.version(generation)
+        table = quoted(staging)
+        extracted = _stage(source, sink, stream, staging)
+        staged = sink.query("counting staged rows", named("dimensions", "staged_count").format(staging=table))[0][0]
+        if staged != extracted:
+            raise VerificationFailed(f"{stream.name}: read {extracted} rows, ClickHouse staged {staged}.")
+        sink.command(
+            f"writing {stream.name}",
+            named("dimensions", f"merge_{stream.name}").format(staging=table),
+            {"version": version, "taken_at": snapshot.taken_at},
+        )
+    # Without a horizon (a prepared transaction holds it) the rows are good but prove nothing about completeness.
+    if horizon is not None and horizon > ORIGIN + MICROSECOND:
+        ledger.commit(
+            stream,
+            uuid,
+            Window(ORIGIN, horizon),
+            run_id=run_id,
+            version=version,
+            rows=extracted,
+            quarantined=0,
+            content_hash=0,
+            snapshot=snapshot,
+        )
+    return Loaded(extracted, extracted, 0, 0)
+
+
+def _stage(source: Source, sink: Sink, stream: Stream, staging: str) -> int:
+    columns: tuple[str, ...]
+    if stream.name == "advertisers":
+        columns = ("advertiser_id", "advertiser_name", "created_at", "updated_at")
+    else:
+        columns = (
+            "campaign_id", "campaign_name", "advertiser_id", "bid_amount", "budget_amount", "start_date", "end_date",
+            "created_at", "updated_at",
+        )  # fmt: skip
+    count = 0
+    for batch in source.read_rows(stream.name, 10_000):
+        rows = [(*row[:-2], utc(row[-2]), utc(row[-1])) for row in batch]
+        sink.insert_rows(staging, columns, rows)
+        count += len(rows)
+    return count
+
+
+def new_run_id(clock_micros: int) -> str:
+    """An id that sorts by time and tells runs begun in the same instant apart."""
+    return f"{from_micros(clock_micros).strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

@@ -1,0 +1,222 @@
+"""What to read next: the safe horizon, minus what the ledger has, minus what is in flight, cut into windows.
+
+Level-triggered: each call starts from the ledger, so a call too many, two at once, or one after any crash all end in
+the same place. Hands out nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from worker.config import Settings
+from worker.ledger import CHECKPOINT_AFTER, Coverage, Failure, Ledger
+from worker.source import Horizon, Source
+from worker.streams import Stream
+from worker.watermarks import Observation, Watermark, WatermarkStore, parse_watermark
+from worker.windows import ORIGIN, Window, cut, gaps, merged
+
+log = structlog.get_logger()
+
+SPLIT_AFTER = 3
+"""Failures of one window after which its halves are tried instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Windows of one stream to hand out for the table `target_uuid`, and what was seen while planning.
+
+    `complete_through`: every row inserted before it is in the table (or, for a dimension, was when last read).
+    """
+
+    stream: Stream
+    target_uuid: UUID
+    windows: tuple[Window, ...]
+    watermark: datetime
+    horizon: Horizon
+    complete_through: datetime
+    waiting: tuple[Failure, ...] = ()
+
+
+def publish_watermarks(
+    ledger: Ledger, store: WatermarkStore, streams: Sequence[Stream], targets: dict[str, UUID]
+) -> dict[str, Coverage]:
+    """Computes watermarks from the ledger, checkpoints it where it grew long, and copies them to Redis.
+
+    A copy in Redis that says more than the ledger is reported and replaced, never believed.
+    """
+    # Read first: whoever publishes between this and our own publishing has seen at least as new a ledger.
+    seen = {stream.name: store.raw_watermark(stream) for stream in streams}
+    coverage = ledger.coverage(streams, targets)
+    generations = ledger.generations()
+    number = generations[-1].number if generations else 0
+    for stream in streams:
+        uuid = targets[stream.target]
+        found = coverage[stream.name]
+        copy = parse_watermark(seen[stream.name])
+        if seen[stream.name] and copy is None:
+            log.error("watermark.unreadable", stream=stream.name)
+        elif copy and copy.target_uuid == uuid and copy.generation == number and copy.at > found.watermark:
+            log.error(
+                "watermark.ahead_of_ledger",
+                stream=stream.name,
+                redis=copy.at.isoformat(),
+                ledger=found.watermark.isoformat(),
+            )
+        if found.commits > CHECKPOINT_AFTER and generations and stream.kind == "events":
+            ledger.checkpoint(stream, uuid, found.watermark, generations[-1])
+        store.publish(stream, Watermark(found.watermark, uuid, number), seen[stream.name])
+    return coverage
+
+
+def plan(
+    source: Source,
+    ledger: Ledger,
+    store: WatermarkStore,
+    settings: Settings,
+    streams: Sequence[Stream],
+    *,
+    targets: dict[str, UUID] | None = None,
+    limit: int | None = None,
+) -> list[Plan]:
+    """Plans the streams up to one safe horizon. Raises `HorizonUnsafe`, `Unreachable` and transient errors.
+
+    `targets` names the tables to fill, the live ones by default. While the horizon is held by a prepared transaction
+    no window is planned.
+    """
+    uuids = ledger.live(streams) if targets is None else targets
+    live = targets is None
+    if live:
+        coverage = publish_watermarks(ledger, store, streams, uuids)
+    else:
+        coverage = ledger.coverage(streams, uuids)
+    horizon = source.horizon()
+    plans = []
+    for stream in streams:
+        uuid = uuids[stream.target]
+        covered = coverage[stream.name]
+        planned = (
+            plan_dimension(stream, uuid, covered, horizon, store)
+            if stream.kind == "dimension"
+            else plan_events(source, ledger, store, settings, stream, uuid, covered, horizon, limit)
+        )
+        plans.append(planned)
+        if live:
+            store.observe(
+                stream,
+                Observation(horizon.at, planned.complete_through, horizon.taken_at, held_by(horizon, settings)),
+            )
+    return plans
+
+
+def plan_dimension(stream: Stream, uuid: UUID, covered: Coverage, horizon: Horizon, store: WatermarkStore) -> Plan:
+    """A dimension is one window, from the origin to the horizon: it is read whole."""
+    windows: tuple[Window, ...] = ()
+    if horizon.at is not None and not store.in_flight(stream, uuid):
+        windows = (Window(ORIGIN, horizon.at),)
+    return Plan(stream, uuid, windows, covered.watermark, horizon, covered.watermark)
+
+
+def plan_events(
+    source: Source,
+    ledger: Ledger,
+    store: WatermarkStore,
+    settings: Settings,
+    stream: Stream,
+    uuid: UUID,
+    covered: Coverage,
+    horizon: Horizon,
+    limit: int | None = None,
+) -> Plan:
+    """Windows for what lies between the watermark and the horizon, is not committed, and is not in flight."""
+    watermark = covered.watermark
+    if horizon.at is None or horizon.at <= watermark:
+        return Plan(stream, uuid, (), watermark, horizon, watermark)
+    open_range = Window(watermark, horizon.at)
+    first = source.first_row(stream, open_range)
+    if first is None:
+        # Nothing below the safe horizon can appear any more, so the emptiness just seen is for good.
+        return Plan(stream, uuid, (), watermark, horizon, horizon.at)
+
+    failures = {failure.window: failure for failure in ledger.failures(stream, uuid, watermark)}
+    flying = store.in_flight(stream, uuid)
+    budget = settings.window_limit if limit is None else limit
+    windows: list[Window] = []
+    waiting: list[Failure] = []
+    for gap in gaps(open_range, [*covered.windows, *flying]):
+        if len(windows) >= budget:
+            break
+        for piece in again(gap, failures, waiting):
+            if len(windows) >= budget:
+                break
+            if piece in failures:
+                windows.append(piece)
+                continue
+            if source.first_row(stream, piece) is None:
+                # An empty gap between commits still has to be committed, or the watermark would stop before it.
+                if piece.hi < horizon.at:
+                    windows.append(piece)
+                continue
+            wanted = budget - len(windows)
+            edges = source.boundaries(stream, piece, settings.window_rows, wanted)
+            if len(edges) == wanted:
+                piece = Window(piece.lo, edges[-1])
+            windows.extend(cut(piece, edges))
+    return Plan(stream, uuid, tuple(windows[:budget]), watermark, horizon, watermark, tuple(waiting))
+
+
+def again(gap: Window, failures: dict[Window, Failure], waiting: list[Failure]) -> list[Window]:
+    """The gap, parted so that windows that failed before are tried by themselves, later each time, and then halved.
+
+    A failed window whose time has not come is put on `waiting` and left out.
+    """
+    troubled = [failure for window, failure in failures.items() if gap.lo <= window.lo and window.hi <= gap.hi]
+    if not troubled:
+        return [gap]
+    # Of windows that failed and whose halves failed too, the innermost say most.
+    innermost = [
+        failure
+        for failure in troubled
+        if not any(other is not failure and _inside(other.window, failure.window) for other in troubled)
+    ]
+    result = gaps_or_nothing(gap, [failure.window for failure in innermost])
+    for failure in innermost:
+        halves = failure.window.halves() if failure.count >= SPLIT_AFTER else None
+        due = failure.last + backoff(failure.count)
+        if halves:
+            result.extend(halves)
+        elif failure.now >= due:
+            result.append(failure.window)
+        else:
+            waiting.append(failure)
+    return sorted(result)
+
+
+def gaps_or_nothing(within: Window, taken: Sequence[Window]) -> list[Window]:
+    """`gaps`, where taking everything leaves an empty list."""
+    covered = merged(taken)
+    if covered and covered[0].lo <= within.lo and covered[0].hi >= within.hi:
+        return []
+    return gaps(within, covered)
+
+
+def _inside(inner: Window, outer: Window) -> bool:
+    return outer.lo <= inner.lo and inner.hi <= outer.hi and inner != outer
+
+
+def backoff(failures: int) -> timedelta:
+    """How long a window that failed so often rests: 1 s, doubling, five minutes at most."""
+    return timedelta(seconds=min(300, 2 ** min(failures - 1, 10)))
+
+
+def held_by(horizon: Horizon, settings: Settings) -> str:
+    """Who holds the horizon back for longer than the alert limit, for people; empty if nobody does."""
+    limit = timedelta(seconds=settings.horizon_alert_seconds)
+    for holder in horizon.holders:
+        if holder.prepared or holder.age >= limit:
+            return f"{holder.who} of {holder.user}, open for {int(holder.age.total_seconds())} s"
+    return ""

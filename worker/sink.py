@@ -1,0 +1,357 @@
+"""ClickHouse, and the only user of clickhouse-driver: statements, blocks of columns, errors in our own terms.
+
+A `Sink` holds up to two sockets (row results, and column blocks through numpy), for one thread of one process; open
+it after a fork. Every statement has a deadline: the server is given `max_execution_time`, the socket a timeout.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+from uuid import UUID
+
+import structlog
+import tenacity
+from clickhouse_driver import Client
+from clickhouse_driver import errors as driver
+
+from worker.config import Settings
+from worker.errors import RefusedRows, SchemaMismatch, SinkFailure, TransientSink, Unreachable
+from worker.sql import named
+from worker.windows import instant
+
+log = structlog.get_logger()
+
+TRANSIENT_CODES = frozenset(
+    {
+        3,  # UNEXPECTED_END_OF_FILE
+        32,  # ATTEMPT_TO_READ_AFTER_EOF
+        74,  # CANNOT_READ_FROM_FILE_DESCRIPTOR
+        75,  # CANNOT_WRITE_TO_FILE_DESCRIPTOR
+        95,  # CANNOT_READ_FROM_SOCKET
+        96,  # CANNOT_WRITE_TO_SOCKET
+        159,  # TIMEOUT_EXCEEDED
+        198,  # DNS_ERROR
+        201,  # QUOTA_EXCEEDED
+        202,  # TOO_MANY_SIMULTANEOUS_QUERIES
+        203,  # NO_FREE_CONNECTION
+        209,  # SOCKET_TIMEOUT
+        210,  # NETWORK_ERROR
+        236,  # ABORTED
+        241,  # MEMORY_LIMIT_EXCEEDED
+        242,  # TABLE_IS_READ_ONLY
+        243,  # NOT_ENOUGH_SPACE
+        252,  # TOO_MANY_PARTS
+        279,  # ALL_CONNECTION_TRIES_FAILED
+        285,  # TOO_FEW_LIVE_REPLICAS
+        286,  # UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE
+        319,  # UNKNOWN_STATUS_OF_INSERT
+        394,  # QUERY_WAS_CANCELLED
+        410,  # PART_IS_LOST_FOREVER while another replica has it
+        425,  # SYSTEM_ERROR
+        439,  # CANNOT_SCHEDULE_TASK
+        473,  # DEADLOCK_AVOIDED
+        517,  # CANNOT_ASSIGN_ALTER
+        999,  # KEEPER_EXCEPTION
+    }
+)
+"""ClickHouse codes worth a retry."""
+
+REFUSED_VALUE_CODES = frozenset(
+    {
+        6,  # CANNOT_PARSE_TEXT
+        38,  # CANNOT_PARSE_DATE
+        41,  # CANNOT_PARSE_DATETIME
+        53,  # TYPE_MISMATCH
+        69,  # ARGUMENT_OUT_OF_BOUND
+        70,  # CANNOT_CONVERT_TYPE
+        321,  # VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
+        349,  # CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+        407,  # DECIMAL_OVERFLOW
+        469,  # VIOLATED_CONSTRAINT
+        691,  # UNKNOWN_ELEMENT_OF_ENUM
+    }
+)
+"""ClickHouse codes that speak of the values in a block, so that some of its rows may still load."""
+
+RELIED_ON = {"async_insert": 0, "insert_deduplicate": 1, "date_time_overflow_behavior": "throw"}
+"""Settings without which an insert would mean something else. Every setting is sent as important: a server that does
+not know one must refuse the statement."""
+
+T = TypeVar("T")
+
+
+def first_sentence(text: str) -> str:
+    """A ClickHouse error without its stack trace and repetition, short enough for a line."""
+    head = text.strip().partition("Stack trace:")[0].strip().partition("\n")[0]
+    head = head.removeprefix("DB::Exception: ").removeprefix("DB::Exception:").strip().rstrip(".")
+    return head if len(head) <= 400 else f"{head[:397]}..."
+
+
+def _translated(doing: str, error: Exception, where: str) -> Exception:
+    if isinstance(error, driver.ServerException):
+        message = f"ClickHouse failed while {doing}: {first_sentence(error.message)} (code {error.code})."
+        if error.code in TRANSIENT_CODES:
+            return TransientSink(message, code=error.code)
+        if error.code in REFUSED_VALUE_CODES:
+            return RefusedRows(message, code=error.code)
+        if error.code in {60, 81}:
+            return SchemaMismatch(f"{message} Create the schema with `retailmedia migrate`.")
+        return SinkFailure(message, code=error.code)
+    if isinstance(error, driver.NetworkError | driver.SocketTimeoutError | EOFError | OSError):
+        return TransientSink(f"ClickHouse at {where} cannot be reached while {doing}: {first_sentence(str(error))}.")
+    if isinstance(error, driver.UnexpectedPacketFromServerError | driver.UnknownPacketFromServerError):
+        return TransientSink(f"ClickHouse at {where} broke off while {doing}.")
+    if isinstance(error, driver.Error):
+        return SinkFailure(f"ClickHouse failed while {doing}: {first_sentence(str(error))}.")
+    return error
+
+
+class Sink:
+    """Sessions with ClickHouse, opened at first use and again after they were lost."""
+
+    def __init__(self, settings: Settings, *, database: str | None = None) -> None:
+        self._settings = settings
+        self._address = settings.sink_address
+        self.database = database or self._address.database
+        self._clients: dict[bool, Client] = {}
+
+    def close(self) -> None:
+        """Closes the sessions; the next statement opens others."""
+        clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
+            client.disconnect()
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _client(self, *, numpy: bool) -> Client:
+        if numpy not in self._clients:
+            settings = self._settings
+            self._clients[numpy] = Client(
+                host=self._address.host,
+                port=self._address.port,
+                user=self._address.user,
+                password=self._address.password,
+                database=self.database,
+                secure=self._address.secure,
+                client_name="retailmedia",
+                connect_timeout=settings.connect_timeout_seconds,
+                send_receive_timeout=settings.clickhouse_timeout_seconds,
+                sync_request_timeout=settings.connect_timeout_seconds,
+                settings_is_important=True,
+                settings={"use_numpy": numpy, "insert_block_size": 16_777_216},
+            )
+        return self._clients[numpy]
+
+    def _once(
+        self,
+        doing: str,
+        statement: str,
+        data: Any = None,
+        *,
+        numpy: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        tables: Sequence[Mapping[str, Any]] | None = None,
+        columnar: bool = False,
+    ) -> Any:
+        client = self._client(numpy=numpy)
+        limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds, **(settings or {})}
+        try:
+            return client.execute(
+                statement,
+                data,
+                settings=limits,
+                external_tables=list(tables) if tables else None,
+                columnar=columnar,
+            )
+        except BaseException as error:
+            # After anything but an error the server itself reported, the socket may hold half a packet.
+            if not isinstance(error, driver.ServerException):
+                client.disconnect()
+            if isinstance(error, Exception):
+                raise _translated(doing, error, self._settings.server_label("clickhouse")) from error
+            raise
+
+    def retried(self, work: Callable[[], T]) -> T:
+        """`work()`, again on `TransientSink`: jittered, capped in tries and total time, each retry logged."""
+        settings = self._settings
+
+        def noted(state: tenacity.RetryCallState) -> None:
+            cause = state.outcome.exception() if state.outcome else None
+            wait = state.next_action.sleep if state.next_action else 0.0
+            log.warning("sink.retry", attempt=state.attempt_number, wait_seconds=round(wait, 3), cause=str(cause))
+
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientSink),
+            stop=tenacity.stop_after_attempt(settings.retry_attempts)
+            | tenacity.stop_after_delay(settings.retry_total_seconds),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0),
+            before_sleep=noted,
+            reraise=True,
+        )(work)
+
+    def query(
+        self,
+        doing: str,
+        statement: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        tables: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """Rows of a SELECT, retried when transient. `doing` completes «ClickHouse failed while …»."""
+        text = rendered(statement, parameters or {})
+        rows: list[tuple[Any, ...]] = self.retried(lambda: self._once(doing, text, settings=settings, tables=tables))
+        return rows
+
+    def named(
+        self, file: str, name: str, parameters: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[tuple[Any, ...]]:
+        """Rows of a named statement of `worker/sql`."""
+        return self.query(name.replace("_", " "), named(file, name), parameters, **options)
+
+    def described(
+        self, doing: str, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Column names and rows of a SELECT."""
+        text = rendered(statement, parameters or {})
+
+        def work() -> tuple[list[str], list[tuple[Any, ...]]]:
+            client = self._client(numpy=False)
+            limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds}
+            try:
+                rows, columns = client.execute(text, settings=limits, with_column_types=True)
+            except Exception as error:
+                if not isinstance(error, driver.ServerException):
+                    client.disconnect()
+                raise _translated(doing, error, self._settings.server_label("clickhouse")) from error
+            return [name for name, _ in columns], rows
+
+        return self.retried(work)
+
+    def command(
+        self,
+        doing: str,
+        statement: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        retry: bool = True,
+    ) -> None:
+        """A statement without a result. `retry=False` where doing it twice is not the same as once."""
+        text = rendered(statement, parameters or {})
+        if retry:
+            self.retried(lambda: self._once(doing, text, settings=settings))
+        else:
+            self._once(doing, text, settings=settings)
+
+    def insert_rows(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, token: str | None = None
+    ) -> None:
+        """A few rows, in one block. With a token, a resend after an unknown outcome inserts nothing twice."""
+        if not rows:
+            return
+        statement = f"INSERT INTO {quoted(table)} ({', '.join(quoted(c) for c in columns)}) VALUES"
+        settings = dict(RELIED_ON)
+        if token:
+            settings["insert_deduplication_token"] = token
+        data = [tuple(row) for row in rows]
+        self.retried(lambda: self._once(f"writing to {table}", statement, data, settings=settings))
+
+    def insert_columns(self, table: str, columns: Mapping[str, Any], *, token: str) -> None:
+        """One block of numpy columns of equal length, once however often it is sent with this token.
+
+        Raises `RefusedRows` where the server does not take a value; then nothing of the block was inserted.
+        """
+        names, arrays = list(columns), list(columns.values())
+        statement = f"INSERT INTO {quoted(table)} ({', '.join(quoted(c) for c in names)}) VALUES"
+        settings = {**RELIED_ON, "insert_deduplication_token": token}
+        self.retried(
+            lambda: self._once(f"loading into {table}", statement, arrays, numpy=True, settings=settings, columnar=True)
+        )
+
+    @contextmanager
+    def staging(self, prefix: str, create: str) -> Iterator[str]:
+        """The name of a fresh table made by `create` (its name stands as `{staging}` there), dropped at the end."""
+        name = f"{prefix}{secrets.token_hex(6)}"
+        self.command("creating a staging table", create.format(staging=quoted(name)), retry=False)
+        try:
+            yield name
+        finally:
+            self.command("dropping a staging table", f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
+
+    def drop_abandoned(self, prefix: str, older_than_seconds: int) -> list[str]:
+        """Drops staging tables whose process died; returns their names."""
+        parameters = {"database": self.database, "prefix": prefix, "age": older_than_seconds}
+        names = [name for (name,) in self.named("ledger", "abandoned_tables", parameters)]
+        for name in names:
+            self.command("dropping an abandoned staging table", f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
+        return names
+
+    def ping(self) -> None:
+        """One statement, one try. Raises `Unreachable`, or `SinkFailure` where it answers with an error."""
+        try:
+            self._once("greeting it", "SELECT 1")
+        except TransientSink as error:
+            raise Unreachable(str(error)) from None
+
+    def uuid(self, table: str) -> UUID:
+        """The uuid of a table: what its data is known by, whatever name it carries. Raises `SchemaMismatch`."""
+        found = self.named("ledger", "table_uuid", {"database": self.database, "table": table})
+        if not found:
+            raise SchemaMismatch(
+                f"ClickHouse has no table {self.database}.{table}; create the schema with `retailmedia migrate`."
+            )
+        return UUID(str(found[0][0]))
+
+
+def quoted(name: str) -> str:
+    """An identifier as ClickHouse takes it, whatever it holds."""
+    escaped = name.replace("\\", "\\\\").replace("`", "\\`")
+    return f"`{escaped}`"
+
+
+def rendered(statement: str, parameters: Mapping[str, Any]) -> str:
+    """The statement with each `%(name)s` replaced by a literal; `%%` is a per cent sign then.
+
+    The driver's own substitution cuts datetimes to seconds, which would move the edges of windows.
+    """
+    return statement % {name: literal(value) for name, value in parameters.items()} if parameters else statement
+
+
+def literal(value: object) -> str:
+    """A ClickHouse literal of exactly this value. Raises `TypeError` for a type without one."""
+    match value:
+        case None:
+            return "NULL"
+        case bool():
+            return "true" if value else "false"
+        case int() | Decimal():
+            return str(value)
+        case float():
+            return repr(value)
+        case str():
+            return "'" + "".join(_ESCAPES.get(letter, letter) for letter in value) + "'"
+        case datetime():
+            return f"toDateTime64('{instant(value).strftime('%Y-%m-%d %H:%M:%S.%f')}', 6, 'UTC')"
+        case date():
+            return f"toDate32('{value.isoformat()}')"
+        case UUID():
+            return f"toUUID('{value}')"
+        case list():
+            return f"[{', '.join(literal(item) for item in value)}]"
+        case tuple():
+            return f"tuple({', '.join(literal(item) for item in value)})"
+        case _:
+            raise TypeError(f"no ClickHouse literal for {type(value).__name__}")
+
+
+_ESCAPES = {"\\": "\\\\", "'": "\\'", "\0": "\\0", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}

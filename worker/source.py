@@ -1,0 +1,501 @@
+"""PostgreSQL, and the only user of psycopg2: sessions, the safe horizon, window boundaries, and rows as columns.
+
+Sessions are read-only and run in UTC. Every statement has a deadline on both sides: `statement_timeout` at the
+server, and here a timer that cuts the socket of a server that stopped answering. A `Source` is one session for one
+thread of one process; open it after a fork.
+"""
+
+from __future__ import annotations
+
+import io
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import psycopg2
+import psycopg2.extensions
+import structlog
+import tenacity
+from numpy.typing import NDArray
+from psycopg2 import sql as pgsql
+
+from worker.config import Settings
+from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
+from worker.sql import named
+from worker.streams import Stream
+from worker.windows import Window, instant
+
+log = structlog.get_logger()
+
+READER = "retailmedia reader"
+"""Application name of every session opened here; the horizon leaves these read-only sessions out."""
+
+TRANSIENT_CLASSES = frozenset({"08", "53", "57"})
+"""SQLSTATE classes worth a retry: connection failures, out of resources, operator intervention."""
+
+TRANSIENT_STATES = frozenset({"40001", "40P01", "55P03", "55006", "58000", "58030", "72000"})
+"""Single SQLSTATEs worth a retry: serialization failure, deadlock, lock not available, object in use, system errors."""
+
+T = TypeVar("T")
+Int64s = NDArray[np.int64]
+
+_EPOCH_2000 = 946_684_800_000_000  # microseconds from 1970 to 2000, where PostgreSQL counts from
+_INFINITY = np.iinfo(np.int64).max
+_MINUS_INFINITY = np.iinfo(np.int64).min
+_HEADER_BYTES = 19
+_ROW = np.dtype(
+    [("fields", ">i2")] + [item for i in range(4) for item in ((f"length{i}", ">i4"), (f"value{i}", ">i8"))]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Somebody whose open or prepared transaction holds the horizon back. `since` is UTC, `age` as the server sees it."""
+
+    who: str
+    user: str
+    application: str
+    since: datetime
+    age: timedelta
+    prepared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """Every row with `inserted_at < at` is committed or will never be; `at` is None while nothing may be planned."""
+
+    at: datetime | None
+    taken_at: datetime
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a reading transaction sees: of which server, and how new. `taken_at` is its start by the server's clock."""
+
+    system_id: int
+    timeline: int
+    xmax: int
+    in_progress: int
+    taken_at: datetime
+
+    def version(self, generation: int) -> int:
+        """A number that never falls as snapshots of one generation get newer; equal numbers see equal data.
+
+        generation·2^56 + xmax·2^16 + (65535 − transactions in progress): between two snapshots of one xmax, the newer
+        one has fewer transactions in progress.
+        """
+        return (generation << 56) | (self.xmax << 16) | (65_535 - min(self.in_progress, 65_535))
+
+
+@dataclass(frozen=True, slots=True)
+class EventColumns:
+    """Events as columns of equal length; instants in microseconds since 1970 UTC, infinities as int64 extremes."""
+
+    event_id: Int64s
+    campaign_id: Int64s
+    created_at: Int64s
+    inserted_at: Int64s
+
+    def __len__(self) -> int:
+        return len(self.event_id)
+
+    def take(self, which: Any) -> EventColumns:
+        """The rows a numpy index selects."""
+        return EventColumns(
+            self.event_id[which], self.campaign_id[which], self.created_at[which], self.inserted_at[which]
+        )
+
+
+def is_transient(sqlstate: str | None) -> bool:
+    """Whether a statement that failed so may succeed later. No SQLSTATE means the connection itself failed."""
+    return sqlstate is None or sqlstate[:2] in TRANSIENT_CLASSES or sqlstate in TRANSIENT_STATES
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg2.Error as error:
+        state = error.pgcode
+        text = (error.diag.message_primary if error.diag else None) or str(error).strip().partition("\n")[0]
+        message = f"PostgreSQL failed while {doing}: {text}{f' (SQLSTATE {state})' if state else ''}."
+        connection_lost = state is None and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+        if connection_lost or (state is not None and is_transient(state)):
+            raise TransientSource(message, sqlstate=state) from error
+        raise SourceFailure(message, sqlstate=state) from error
+
+
+def decode_events(buffer: bytes | bytearray | memoryview) -> EventColumns:
+    """Columns from whole rows of the binary COPY format, header and trailer removed.
+
+    Raises `SourceFailure` where a row is not four fields of eight bytes.
+    """
+    rows = np.frombuffer(buffer, dtype=_ROW)
+    whole = bool((rows["fields"] == 4).all()) and all(bool((rows[f"length{i}"] == 8).all()) for i in range(4))
+    if not whole:
+        raise SourceFailure("PostgreSQL sent a row that is not four fields of eight bytes; nothing was loaded from it.")
+    return EventColumns(
+        rows["value0"].astype(np.int64),
+        rows["value1"].astype(np.int64),
+        _since_1970(rows["value2"].astype(np.int64)),
+        _since_1970(rows["value3"].astype(np.int64)),
+    )
+
+
+def _since_1970(micros: Int64s) -> Int64s:
+    # Near the upper end the sum would wrap; what lies there is 'infinity', which stays the extreme it is.
+    finite = (micros != _INFINITY) & (micros != _MINUS_INFINITY)
+    return np.where(finite, micros + np.where(finite, _EPOCH_2000, 0), micros)
+
+
+class _Pump(io.RawIOBase):
+    """The writable end of a bounded queue of byte blocks; writing stops with an error once the reader is gone."""
+
+    def __init__(self, blocks: queue.Queue[bytes | BaseException | None], gone: threading.Event) -> None:
+        self._blocks = blocks
+        self._gone = gone
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        block = bytes(data)
+        while not self._gone.is_set():
+            try:
+                self._blocks.put(block, timeout=0.2)
+                return len(block)
+            except queue.Full:
+                continue
+        raise BrokenPipeError("the reader of this COPY is gone")
+
+
+class Source:
+    """One read-only session. Opens at first use, and again after it was lost."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection: psycopg2.extensions.connection | None = None
+        self._trusted = False
+
+    def close(self) -> None:
+        """Closes the session; the next statement opens another."""
+        connection, self._connection, self._trusted = self._connection, None, False
+        if connection is not None:
+            try:
+                connection.close()
+            except psycopg2.Error:
+                log.debug("source.close_failed")
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> psycopg2.extensions.connection:
+        if self._connection is None or self._connection.closed:
+            settings = self._settings
+            try:
+                connection = psycopg2.connect(
+                    settings.source_dsn,
+                    application_name=READER,
+                    connect_timeout=settings.connect_timeout_seconds,
+                    keepalives_idle=10,
+                    keepalives_interval=5,
+                    keepalives_count=3,
+                    options="-c TimeZone=UTC -c default_transaction_read_only=on -c statement_timeout="
+                    f"{settings.postgres_statement_timeout_seconds * 1000} "
+                    "-c idle_in_transaction_session_timeout=600000",
+                )
+            except psycopg2.ProgrammingError as error:
+                raise SourceFailure(
+                    f"POSTGRES_DSN is not usable: {str(error).strip().partition(chr(10))[0]}."
+                ) from None
+            except psycopg2.Error as error:
+                reason = str(error).strip().replace("\n", " ")
+                raise TransientSource(
+                    f"PostgreSQL at {settings.server_label('postgres')} cannot be reached: {reason}.",
+                    sqlstate=error.pgcode,
+                ) from None
+            connection.autocommit = True
+            self._connection = connection
+        return self._connection
+
+    @contextmanager
+    def _deadline(self, connection: psycopg2.extensions.connection) -> Iterator[None]:
+        """Cuts the socket if the server has not answered well after it should have timed out by itself."""
+        seconds = self._settings.postgres_statement_timeout_seconds + 15
+        timer = threading.Timer(seconds, _cut, args=(connection,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _once(self, doing: str, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
+        with _translated(doing):
+            connection = self._open()
+            try:
+                with self._deadline(connection), connection.cursor() as cursor:
+                    cursor.execute(statement, parameters)
+                    return cursor.fetchall() if cursor.description else []
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                self.close()
+                raise
+
+    def retried(self, work: Callable[[], T]) -> T:
+        """`work()`, again on `TransientSource`: jittered, capped in tries and total time, each retry logged."""
+        settings = self._settings
+
+        def noted(state: tenacity.RetryCallState) -> None:
+            cause = state.outcome.exception() if state.outcome else None
+            wait = state.next_action.sleep if state.next_action else 0.0
+            log.warning("source.retry", attempt=state.attempt_number, wait_seconds=round(wait, 3), cause=str(cause))
+
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientSource),
+            stop=tenacity.stop_after_attempt(settings.retry_attempts)
+            | tenacity.stop_after_delay(settings.retry_total_seconds),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0),
+            before_sleep=noted,
+            reraise=True,
+        )(work)
+
+    def _query(self, doing: str, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
+        return self.retried(lambda: self._once(doing, statement, parameters))
+
+    def ping(self) -> None:
+        """One statement, one try. Raises `Unreachable`."""
+        try:
+            self._once("greeting it", "SELECT 1")
+        except SourceFailure as error:
+            raise Unreachable(str(error)) from None
+
+    def privileges(self) -> dict[str, Any]:
+        """standby, reads_all_stats, role, database and version of this session's server."""
+        row = self._query("checking privileges", named("source", "privileges"))[0]
+        return dict(zip(("standby", "reads_all_stats", "role", "database", "version"), row, strict=True))
+
+    def require_safe(self) -> None:
+        """Raises `HorizonUnsafe` where open transactions of others cannot be seen, so that rows would be lost."""
+        if self._trusted:
+            return
+        found = self.privileges()
+        if found["standby"]:
+            raise HorizonUnsafe(
+                f"PostgreSQL at {self._settings.server_label('postgres')} is a standby, where the transactions still open "
+                "on the primary cannot be seen and rows would be missed; name the primary in POSTGRES_DSN."
+            )
+        if not found["reads_all_stats"]:
+            raise HorizonUnsafe(
+                f"Role {found['role']} cannot see when other roles' transactions began, so rows would be missed; run as a "
+                f'superuser: GRANT pg_read_all_stats TO "{found["role"]}";'
+            )
+        self._trusted = True
+
+    def now(self) -> datetime:
+        """The server's clock, UTC."""
+        value: datetime = self._query("reading its clock", named("source", "now"))[0][0]
+        return instant(value)
+
+    def horizon(self) -> Horizon:
+        """The safe horizon. The order of the three statements matters and so they are three.
+
+        A transaction that begins after the clock was read is stamped later than the clock. One open when activity is
+        read is counted there. One prepared in between is seen by the last statement. Raises `HorizonUnsafe`.
+        """
+
+        def work() -> Horizon:
+            self.require_safe()
+            now = instant(self._once("reading its clock", named("source", "now"))[0][0])
+            active = self._once("looking for open transactions", named("source", "open_transactions"))
+            prepared = self._once("looking for prepared transactions", named("source", "prepared_transactions"))
+            holders = [
+                Holder(f"pid {pid}", user, application, instant(since), now - instant(since))
+                for pid, user, application, since, _ in active
+            ]
+            held = [
+                Holder(f"prepared {gid}", owner, "", instant(at), now - instant(at), True)
+                for gid, owner, at in prepared
+            ]
+            at = min([now, *(holder.since for holder in holders)])
+            margin = timedelta(milliseconds=self._settings.horizon_margin_ms)
+            return Horizon(None if held else at - margin, now, (*held, *holders))
+
+        return self.retried(work)
+
+    def _on_table(self, name: str, stream: Stream) -> pgsql.Composed:
+        return pgsql.SQL(named("source", name)).format(table=pgsql.Identifier(stream.source_table))
+
+    def first_row(self, stream: Stream, within: Window) -> datetime | None:
+        """`inserted_at` of the first row in the window, or None. One probe of the index."""
+        found = self._query(
+            f"looking for new rows in {stream.source_table}",
+            self._on_table("first_row", stream),
+            {"lo": within.lo, "hi": within.hi},
+        )
+        return instant(found[0][0]) if found else None
+
+    def count(self, stream: Stream, within: Window) -> int:
+        """Rows in the window."""
+        found = self._query(
+            f"counting rows in {stream.source_table}",
+            self._on_table("count", stream),
+            {"lo": within.lo, "hi": within.hi},
+        )
+        return int(found[0][0])
+
+    def boundaries(self, stream: Stream, within: Window, rows: int, limit: int) -> list[datetime]:
+        """Up to `limit` instants that cut the window into pieces of about `rows` rows each.
+
+        Rows that share one instant are never parted. Costs an index-only walk over the rows it passes.
+        """
+        result: list[datetime] = []
+        lo = within.lo
+        while len(result) < limit:
+            parameters = {"lo": lo, "hi": within.hi, "rows": rows}
+            found = self._query("cutting windows", self._on_table("boundary", stream), parameters)
+            if found and instant(found[0][0]) == lo:
+                found = self._query("cutting windows", self._on_table("boundary_after", stream), parameters)
+            if not found:
+                break
+            lo = instant(found[0][0])
+            result.append(lo)
+        return result
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """A REPEATABLE READ transaction; statements inside see the database as of its start.
+
+        Not retried here: what was read in it is void once it is lost. Raises `TransientSource`.
+        """
+        self._once("opening a snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            xmax, in_progress, taken_at = self._once("taking a snapshot", named("source", "snapshot"))[0]
+            system_id, timeline = self._once("identifying the server", named("source", "identity"))[0]
+            # The identifier is an unsigned 64-bit number that PostgreSQL shows as a signed one.
+            yield Snapshot(int(system_id) % 2**64, int(timeline), int(xmax), int(in_progress), instant(taken_at))
+        finally:
+            if self._connection is not None:
+                try:
+                    self._once("closing a snapshot", "ROLLBACK")
+                except SourceFailure:
+                    self.close()
+
+    def read_events(self, stream: Stream, window: Window, chunk_rows: int) -> Iterator[EventColumns]:
+        """The window's rows in (inserted_at, id) order, in chunks of at most `chunk_rows`, within the open snapshot.
+
+        PostgreSQL is read ahead by at most three chunks while the caller works. Raises `TransientSource`.
+        """
+        connection = self._open()
+        copy = self._on_table("read_events", stream)
+        with connection.cursor() as cursor:
+            statement = cursor.mogrify(copy, {"lo": window.lo, "hi": window.hi})
+        stride = _ROW.itemsize
+        pending = bytearray()
+        header_left = _HEADER_BYTES
+        for block in self._copied(connection, statement, chunk_rows * stride):
+            piece = memoryview(block)
+            if header_left:
+                skipped = min(header_left, len(piece))
+                piece = piece[skipped:]
+                header_left -= skipped
+            pending += piece
+            while len(pending) >= chunk_rows * stride:
+                yield decode_events(bytes(memoryview(pending)[: chunk_rows * stride]))
+                del pending[: chunk_rows * stride]
+        if len(pending) % stride != 2 or pending[-2:] != b"\xff\xff":
+            raise TransientSource(f"PostgreSQL ended the copy of {stream.source_table} in the middle of a row.")
+        if len(pending) > 2:
+            yield decode_events(bytes(memoryview(pending)[:-2]))
+
+    def _copied(
+        self, connection: psycopg2.extensions.connection, statement: bytes, block_bytes: int
+    ) -> Iterator[bytes]:
+        blocks: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=2)
+        gone = threading.Event()
+
+        def copy() -> None:
+            end: BaseException | None = None
+            try:
+                with (
+                    io.BufferedWriter(_Pump(blocks, gone), buffer_size=block_bytes) as out,
+                    connection.cursor() as cursor,
+                ):
+                    cursor.copy_expert(statement, out)
+            except BaseException as error:  # carried over to the reading thread, whatever it is
+                end = error
+            while not gone.is_set():
+                try:
+                    blocks.put(end, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+
+        thread = threading.Thread(target=copy, name="copy", daemon=True)
+        patience = self._settings.postgres_statement_timeout_seconds + 15
+        thread.start()
+        finished = False
+        try:
+            while True:
+                try:
+                    block = blocks.get(timeout=patience)
+                except queue.Empty:
+                    raise TransientSource(f"PostgreSQL sent nothing for {patience} s while copying.") from None
+                if block is None:
+                    finished = True
+                    return
+                if isinstance(block, BaseException):
+                    with _translated("copying rows"):
+                        raise block
+                yield block
+        finally:
+            gone.set()
+            if not finished:
+                # A copy that is not read to its end leaves the session unusable.
+                _cut(connection)
+                thread.join(timeout=10)
+                self.close()
+            else:
+                thread.join()
+
+    def read_rows(self, name: str, batch: int) -> Iterator[Sequence[tuple[Any, ...]]]:
+        """A dimension's rows in batches, within the open snapshot: small tables, so row by row will do."""
+        with _translated(f"reading {name}"):
+            connection = self._open()
+            with self._deadline(connection), connection.cursor() as cursor:
+                cursor.execute(f"DECLARE dimension NO SCROLL CURSOR FOR {named('source', f'read_{name}')}")
+                while True:
+                    cursor.execute("FETCH FORWARD %s FROM dimension", (batch,))
+                    rows = cursor.fetchall()
+                    if not rows:
+                        break
+                    yield rows
+                cursor.execute("CLOSE dimension")
+
+
+def _cut(connection: psycopg2.extensions.connection) -> None:
+    """Ends the connection under a statement that may be waiting on it, from any thread."""
+    try:
+        with socket.socket(fileno=connection.fileno()) as shared:
+            try:
+                shared.shutdown(socket.SHUT_RDWR)
+            finally:
+                shared.detach()
+    except (OSError, psycopg2.Error):
+        log.debug("source.cut_failed")
+
+
+def utc(value: datetime | None) -> datetime | None:
+    """`value` in UTC; a source column without time zone is taken to hold UTC."""
+    if value is None:
+        return None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

@@ -1,0 +1,87 @@
+-- Statements that bring a snapshot of a dimension from its staging table into place. Only what differs from the
+-- version before it is written, so an unchanged dimension costs a comparison.
+
+-- name: create_staging_advertisers
+CREATE TABLE {staging}
+(
+    advertiser_id   Int64,
+    advertiser_name String,
+    created_at      Nullable(DateTime64(6, 'UTC')),
+    updated_at      Nullable(DateTime64(6, 'UTC'))
+)
+ENGINE = MergeTree ORDER BY advertiser_id
+
+-- name: create_staging_campaigns
+CREATE TABLE {staging}
+(
+    campaign_id   Int64,
+    campaign_name String,
+    advertiser_id Nullable(Int64),
+    bid_amount    Decimal(10, 2),
+    budget_amount Decimal(10, 2),
+    start_date    Nullable(Date32),
+    end_date      Nullable(Date32),
+    created_at    Nullable(DateTime64(6, 'UTC')),
+    updated_at    Nullable(DateTime64(6, 'UTC'))
+)
+ENGINE = MergeTree ORDER BY campaign_id
+
+-- name: merge_advertisers
+INSERT INTO advertiser_dimension (advertiser_id, advertiser_name, is_deleted, created_at, updated_at, _version)
+WITH
+    known AS
+    (
+        SELECT advertiser_id, advertiser_name, is_deleted, created_at, updated_at
+        FROM advertiser_dimension
+        WHERE _version < %(version)s
+        ORDER BY advertiser_id, _version DESC
+        LIMIT 1 BY advertiser_id
+    )
+SELECT advertiser_id, advertiser_name, false, created_at, updated_at, %(version)s
+FROM {staging}
+WHERE (advertiser_id, advertiser_name, toString(created_at), toString(updated_at)) NOT IN
+    (SELECT advertiser_id, advertiser_name, toString(created_at), toString(updated_at) FROM known WHERE NOT is_deleted)
+UNION ALL
+SELECT advertiser_id, advertiser_name, true, created_at, updated_at, %(version)s
+FROM known
+WHERE NOT is_deleted AND advertiser_id NOT IN (SELECT advertiser_id FROM {staging})
+SETTINGS transform_null_in = 1
+
+-- name: merge_campaigns
+-- A version is valid from the source row's updated_at if that is later than the version before it and not later than
+-- the snapshot; else from the snapshot.
+INSERT INTO campaign_history
+    (campaign_id, valid_from, campaign_name, advertiser_id, bid_amount, budget_amount, start_date, end_date, is_deleted,
+    created_at, updated_at, _version)
+WITH
+    known AS
+    (
+        SELECT * FROM campaign_history
+        WHERE _version < %(version)s
+        ORDER BY campaign_id, _version DESC, valid_from DESC
+        LIMIT 1 BY campaign_id
+    )
+SELECT
+    fresh.campaign_id,
+    if(fresh.updated_at > known.valid_from AND fresh.updated_at <= %(taken_at)s, assumeNotNull(fresh.updated_at), %(taken_at)s),
+    fresh.campaign_name, fresh.advertiser_id, fresh.bid_amount, fresh.budget_amount, fresh.start_date, fresh.end_date,
+    false, fresh.created_at, fresh.updated_at, %(version)s
+FROM {staging} AS fresh
+LEFT JOIN known ON known.campaign_id = fresh.campaign_id
+WHERE known._version = 0 OR known.is_deleted
+    OR (fresh.campaign_name, fresh.bid_amount, fresh.budget_amount) != (known.campaign_name, known.bid_amount, known.budget_amount)
+    OR NOT (fresh.advertiser_id <=> known.advertiser_id)
+    OR NOT (fresh.start_date <=> known.start_date)
+    OR NOT (fresh.end_date <=> known.end_date)
+    OR NOT (fresh.created_at <=> known.created_at)
+    OR NOT (fresh.updated_at <=> known.updated_at)
+UNION ALL
+SELECT
+    campaign_id, %(taken_at)s, campaign_name, advertiser_id, bid_amount, budget_amount, start_date, end_date,
+    true, created_at, updated_at, %(version)s
+FROM known
+WHERE NOT is_deleted AND campaign_id NOT IN (SELECT campaign_id FROM {staging})
+SETTINGS join_use_nulls = 0
+
+-- name: staged_count
+SELECT count() FROM {staging}

@@ -1,0 +1,50 @@
+-- Statements on ad_events and its shadows; {table} is the quoted table.
+
+-- name: present
+SELECT count() FROM {table} WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s
+
+-- name: hours_of
+-- UTC hours since 1970 at which versions of these events happened.
+SELECT DISTINCT toInt64(floor(toUnixTimestamp64Micro(created_at) / 3600000000))
+FROM {table}
+WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s AND event_id IN %(ids)s AND NOT _deleted
+
+-- name: loaded
+-- Count and order-independent hash of what one reading of one window left in the table.
+SELECT count(), sum(bitXor(mixed, bitShiftRight(mixed, 29)) * 13787848793156543929)
+FROM
+(
+    SELECT
+        toUInt64(event_id) * 11400714819323198485
+            + toUInt64(campaign_id) * 14029467366897019727
+            + toUInt64(toUnixTimestamp64Micro(created_at)) * 1609587929392839161
+            + toUInt64(toUnixTimestamp64Micro(inserted_at)) * 9650029242287828579 AS mixed
+    FROM {table}
+    WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s
+        AND inserted_at >= %(lo)s AND inserted_at < %(hi)s
+        AND _version = %(version)s AND NOT _deleted
+    {distinct}
+)
+
+-- name: create_shadow
+CREATE TABLE {table} AS ad_events COMMENT %(comment)s
+
+-- name: shadows
+SELECT name, uuid, comment FROM system.tables WHERE database = %(database)s AND startsWith(name, 'ad_events_shadow_')
+
+-- name: partitions
+SELECT DISTINCT partition_id FROM system.parts
+WHERE database = %(database)s AND table = %(table)s AND active AND startsWith(partition, %(prefix)s)
+
+-- name: mark_days
+-- The server's clock, after the rows it speaks of were acknowledged.
+INSERT INTO day_marks (date_id, marked_at) SELECT arrayJoin(%(days)s), now64(6, 'UTC')
+
+-- name: mark_all_days
+INSERT INTO day_marks (date_id, marked_at)
+SELECT date_id, now64(6, 'UTC') FROM
+(
+    SELECT date_id FROM daily_campaign_performance GROUP BY date_id
+    UNION DISTINCT
+    SELECT toDate32(created_at, %(zone)s) AS date_id FROM ad_events WHERE NOT _deleted GROUP BY date_id
+)

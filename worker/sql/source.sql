@@ -1,0 +1,97 @@
+-- Statements on PostgreSQL. Only SELECT; every session is read-only.
+
+-- name: identity
+-- The timeline comes from the WAL position, not from pg_control_checkpoint(), which still names the old timeline
+-- until the first checkpoint after a promotion.
+SELECT
+    (SELECT system_identifier FROM pg_control_system()) AS system_id,
+    ('x' || lpad(left(pg_walfile_name(pg_current_wal_lsn()), 8), 8, '0'))::bit(32)::bigint AS timeline
+
+-- name: privileges
+SELECT
+    pg_is_in_recovery() AS standby,
+    pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS reads_all_stats,
+    current_user::text AS role,
+    current_database()::text AS database,
+    current_setting('server_version_num')::int AS version
+
+-- name: now
+SELECT clock_timestamp()
+
+-- name: open_transactions
+-- Everyone in this database who has a transaction open, writing or not: a transaction that has not written yet may
+-- still write rows stamped with its start. Our own readers are left out: their sessions are read-only.
+SELECT pid, coalesce(usename, backend_type)::text, coalesce(application_name, ''), xact_start, state
+FROM pg_stat_activity
+WHERE (datid = (SELECT oid FROM pg_database WHERE datname = current_database()) OR datid IS NULL)
+    AND pid <> pg_backend_pid()
+    AND xact_start IS NOT NULL
+    AND backend_type NOT IN ('autovacuum worker', 'autovacuum launcher', 'walsender')
+    AND application_name <> 'retailmedia reader'
+ORDER BY xact_start
+
+-- name: prepared_transactions
+SELECT gid, owner::text, prepared
+FROM pg_prepared_xacts
+WHERE database = current_database()
+ORDER BY prepared
+
+-- name: snapshot
+SELECT
+    pg_snapshot_xmax(snapshot)::text::bigint AS xmax,
+    (SELECT count(*) FROM pg_snapshot_xip(snapshot)) AS in_progress,
+    transaction_timestamp()
+FROM (SELECT pg_current_snapshot() AS snapshot) AS taken
+
+-- name: first_row
+SELECT inserted_at FROM {table} WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s ORDER BY inserted_at LIMIT 1
+
+-- name: boundary
+-- The first instant after `lo` before which at least `rows` rows lie; an index-only walk over those rows.
+SELECT inserted_at FROM {table}
+WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s
+ORDER BY inserted_at
+OFFSET %(rows)s LIMIT 1
+
+-- name: boundary_after
+SELECT inserted_at FROM {table} WHERE inserted_at > %(lo)s AND inserted_at < %(hi)s ORDER BY inserted_at LIMIT 1
+
+-- name: count
+SELECT count(*) FROM {table} WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s
+
+-- name: read_events
+-- Every field has eight bytes and none is NULL, so that the binary format has a fixed stride: campaign 0 and instant
+-- -infinity stand for NULL.
+COPY (
+    SELECT
+        id::bigint,
+        coalesce(campaign_id, 0)::bigint,
+        coalesce(created_at, '-infinity')::timestamptz,
+        inserted_at
+    FROM {table}
+    WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s
+    ORDER BY inserted_at, id
+) TO STDOUT (FORMAT binary)
+
+-- name: read_advertisers
+-- What ClickHouse's types cannot hold is brought into range here: times outside 1900 to 2299 become NULL.
+SELECT
+    id::bigint,
+    coalesce(name, ''),
+    CASE WHEN created_at BETWEEN '1900-01-02' AND '2299-12-30' THEN created_at END,
+    CASE WHEN updated_at BETWEEN '1900-01-02' AND '2299-12-30' THEN updated_at END
+FROM advertiser
+
+-- name: read_campaigns
+-- As above; a flight that ends in 9999 or infinity ends in 2299, and NaN, which numeric allows, is no bid.
+SELECT
+    id::bigint,
+    coalesce(name, ''),
+    advertiser_id::bigint,
+    coalesce(nullif(bid, 'NaN'), 0),
+    coalesce(nullif(budget, 'NaN'), 0),
+    CASE WHEN start_date IS NOT NULL THEN greatest(least(start_date, '2299-12-31'), '1900-01-01') END,
+    CASE WHEN end_date IS NOT NULL THEN greatest(least(end_date, '2299-12-31'), '1900-01-01') END,
+    CASE WHEN created_at BETWEEN '1900-01-02' AND '2299-12-30' THEN created_at END,
+    CASE WHEN updated_at BETWEEN '1900-01-02' AND '2299-12-30' THEN updated_at END
+FROM campaign

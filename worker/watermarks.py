@@ -1,0 +1,338 @@
+"""Redis, and the only user of redis-py: copies of watermarks, leases, windows in flight, progress of runs.
+
+Nothing here is the truth. All of it may vanish at any time; the ledger rebuilds the watermarks, and leases only save
+double work. Expiries are Redis's own clock's, so no worker's clock matters.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+from uuid import UUID
+
+import redis
+import structlog
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from worker.config import Settings
+from worker.errors import Unreachable
+from worker.streams import Stream
+from worker.windows import Window, format_instant, parse_instant
+
+log = structlog.get_logger()
+
+PREFIX = "retailmedia"
+
+# Sets the copy only if it is still what the caller saw, so that two publishers cannot overwrite each other blindly.
+_PUBLISH = """
+local seen = redis.call('GET', KEYS[1])
+if seen == ARGV[1] or (seen == false and ARGV[1] == '') then
+    redis.call('SET', KEYS[1], ARGV[2])
+    return 1
+end
+return 0
+"""
+
+# A window's lease also keeps the window in flight.
+_EXTEND = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if KEYS[2] then
+    local t = redis.call('TIME')
+    redis.call('ZADD', KEYS[2], t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[2], ARGV[3])
+end
+return 1
+"""
+
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+# Members are windows, scores the time in ms at which they are given up. Returns those still in flight.
+_IN_FLIGHT = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+return redis.call('ZRANGE', KEYS[1], 0, -1)
+"""
+
+_TAKE_OFF = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i]) end
+redis.call('PEXPIRE', KEYS[1], 86400000)
+return #ARGV - 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """A stream's watermark as Redis has it: everything inserted before `at` is in the table `target_uuid`."""
+
+    at: datetime
+    target_uuid: UUID
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the last planning tick of a stream saw: the horizon, and through when the target was complete."""
+
+    horizon: datetime | None
+    complete_through: datetime
+    seen_at: datetime
+    held_by: str
+
+
+class Lease:
+    """A lease this process holds, renewed in the background until released. `lost` is set if it slipped away."""
+
+    def __init__(
+        self, store: WatermarkStore, key: str, owner: str, milliseconds: int, flight: tuple[str, str] | None = None
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._flight = flight
+        self._owner = owner
+        self._milliseconds = milliseconds
+        self._stop = threading.Event()
+        self.lost = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._milliseconds / 3000):
+            try:
+                keys, arguments = [self._key], [self._owner, self._milliseconds]
+                if self._flight:
+                    keys.append(self._flight[0])
+                    arguments.append(self._flight[1])
+                if not self._store.script(_EXTEND, keys, arguments):
+                    self.lost.set()
+                    return
+            except Unreachable:
+                # Redis may be back before the lease runs out; correctness does not depend on it.
+                log.warning("lease.renewal_failed", key=self._key)
+
+    def release(self) -> None:
+        """Gives the lease up, if it is still ours."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+        try:
+            self._store.script(_RELEASE, [self._key], [self._owner])
+        except Unreachable:
+            log.warning("lease.release_failed", key=self._key)
+
+
+class WatermarkStore:
+    """A Redis connection pool of this process. Raises `Unreachable` where Redis does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        seconds = settings.connect_timeout_seconds
+        self._redis = redis.Redis.from_url(
+            settings.broker_url,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            socket_keepalive=True,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
+            decode_responses=True,
+        )
+
+    def close(self) -> None:
+        """Closes the pool."""
+        self._redis.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise Unreachable(f"Redis at {self._settings.server_label('redis')} failed: {error}.") from error
+
+    def ping(self) -> None:
+        """Raises `Unreachable`."""
+        with self._translated():
+            self._redis.ping()
+
+    def script(self, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Runs a Lua script."""
+        with self._translated():
+            return self._redis.eval(source, len(keys), *keys, *arguments)
+
+    # Watermarks
+
+    def _watermark_key(self, name: str) -> str:
+        return f"{PREFIX}:watermark:{name}"
+
+    def raw_watermark(self, stream: Stream) -> str:
+        """The stored text, empty if there is none."""
+        with self._translated():
+            return cast("str | None", self._redis.get(self._watermark_key(stream.name))) or ""
+
+    def watermark(self, stream: Stream) -> Watermark | None:
+        """The copy of a stream's watermark, or None where there is none that can be read."""
+        return parse_watermark(self.raw_watermark(stream))
+
+    def publish(self, stream: Stream, watermark: Watermark, seen: str) -> bool:
+        """Stores the watermark if the stored text is still `seen`; else somebody else just published."""
+        text = json.dumps(
+            {
+                "at": format_instant(watermark.at),
+                "target_uuid": str(watermark.target_uuid),
+                "generation": watermark.generation,
+            }
+        )
+        if text == seen:
+            return True
+        return bool(self.script(_PUBLISH, [self._watermark_key(stream.name)], [seen, text]))
+
+    # Observations
+
+    def observe(self, stream: Stream, observation: Observation) -> None:
+        """Keeps what a tick saw, for screens."""
+        with self._translated():
+            self._redis.hset(
+                f"{PREFIX}:observed:{stream.name}",
+                mapping={
+                    "horizon": format_instant(observation.horizon) if observation.horizon else "",
+                    "complete_through": format_instant(observation.complete_through),
+                    "seen_at": format_instant(observation.seen_at),
+                    "held_by": observation.held_by,
+                },
+            )
+
+    def observation(self, stream: Stream) -> Observation | None:
+        """What the last tick saw, or None."""
+        with self._translated():
+            found = cast("dict[str, str]", self._redis.hgetall(f"{PREFIX}:observed:{stream.name}"))
+        try:
+            return Observation(
+                parse_instant(found["horizon"]) if found["horizon"] else None,
+                parse_instant(found["complete_through"]),
+                parse_instant(found["seen_at"]),
+                found["held_by"],
+            )
+        except (KeyError, ValueError):
+            return None
+
+    # Leases
+
+    def try_lease(self, name: str, seconds: float, *, flight: tuple[str, str] | None = None) -> Lease | None:
+        """The lease of that name, renewed until released; None while somebody else holds it."""
+        key, owner, milliseconds = f"{PREFIX}:lease:{name}", secrets.token_hex(8), int(seconds * 1000)
+        with self._translated():
+            taken = self._redis.set(key, owner, nx=True, px=milliseconds)
+        return Lease(self, key, owner, milliseconds, flight) if taken else None
+
+    @contextmanager
+    def lease(self, name: str, seconds: float) -> Iterator[Lease | None]:
+        """`try_lease`, released at the end."""
+        held = self.try_lease(name, seconds)
+        try:
+            yield held
+        finally:
+            if held is not None:
+                held.release()
+
+    # Windows in flight
+
+    def _flight_key(self, stream: Stream, uuid: UUID) -> str:
+        return f"{PREFIX}:inflight:{stream.name}:{uuid}"
+
+    def in_flight(self, stream: Stream, uuid: UUID) -> list[Window]:
+        """Windows handed out and not yet done or given up."""
+        members = cast("list[str]", self.script(_IN_FLIGHT, [self._flight_key(stream, uuid)], []))
+        return [Window.parse(*member.split("/", 1)) for member in members]
+
+    def take_off(self, stream: Stream, uuid: UUID, windows: Iterable[Window], seconds: float) -> None:
+        """Marks windows as handed out for that long."""
+        members = [str(window) for window in windows]
+        if members:
+            self.script(_TAKE_OFF, [self._flight_key(stream, uuid)], [int(seconds * 1000), *members])
+
+    @contextmanager
+    def window_lease(self, stream: Stream, uuid: UUID, window: Window, seconds: float) -> Iterator[Lease | None]:
+        """The lease of one window, which keeps it in flight; None while another worker is at it. Lands at the end."""
+        name = f"window:{stream.name}:{uuid}:{window}"
+        self.take_off(stream, uuid, [window], seconds)
+        held = self.try_lease(name, seconds, flight=(self._flight_key(stream, uuid), str(window)))
+        try:
+            yield held
+        finally:
+            if held is not None:
+                held.release()
+                self.land(stream, uuid, window)
+
+    def land(self, stream: Stream, uuid: UUID, window: Window) -> None:
+        """Marks a window as no longer in flight."""
+        with self._translated():
+            self._redis.zrem(self._flight_key(stream, uuid), str(window))
+
+    # The gate that a full refresh closes for the moment of its swap
+
+    def close_gate(self, seconds: float) -> None:
+        """Asks planners to hand out nothing for that long at most."""
+        with self._translated():
+            self._redis.set(f"{PREFIX}:gate", "closed", px=int(seconds * 1000))
+
+    def open_gate(self) -> None:
+        """Lets planners go on."""
+        with self._translated():
+            self._redis.delete(f"{PREFIX}:gate")
+
+    def gate_closed(self) -> bool:
+        """Whether a full refresh is about to swap."""
+        with self._translated():
+            return bool(self._redis.exists(f"{PREFIX}:gate"))
+
+    # Progress of runs, for progress bars
+
+    def plan_progress(self, run_id: str, stream: Stream, windows: int, rows: int) -> None:
+        """Adds planned windows and rows to what a run has to do."""
+        self._count(run_id, {f"{stream.name}:windows": windows, f"{stream.name}:rows": rows})
+
+    def add_progress(self, run_id: str, stream: Stream, *, windows: int = 0, rows: int = 0) -> None:
+        """Adds windows and rows done."""
+        self._count(run_id, {f"{stream.name}:windows_done": windows, f"{stream.name}:rows_done": rows})
+
+    def _count(self, run_id: str, amounts: dict[str, int]) -> None:
+        key = f"{PREFIX}:progress:{run_id}"
+        with self._translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for name, amount in amounts.items():
+                if amount:
+                    pipe.hincrby(key, name, amount)
+            pipe.expire(key, 86_400)
+            pipe.execute()
+
+    def progress(self, run_id: str) -> dict[str, int]:
+        """What a run has done so far, by `<stream>:<what>`."""
+        with self._translated():
+            found = cast("dict[str, str]", self._redis.hgetall(f"{PREFIX}:progress:{run_id}"))
+        return {name: int(value) for name, value in found.items()}
+
+    # Queues
+
+    def queue_depths(self, queues: Iterable[str]) -> dict[str, int]:
+        """Messages waiting in each Celery queue."""
+        with self._translated():
+            return {name: int(self._redis.llen(name)) for name in queues}
+
+
+def parse_watermark(text: str) -> Watermark | None:
+    """The watermark a stored text means, or None where somebody wrote something else there."""
+    try:
+        content = json.loads(text)
+        return Watermark(parse_instant(content["at"]), UUID(content["target_uuid"]), int(content["generation"]))
+    except Exception:  # whatever was written there by hand
+        return None
