@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     # Windows
     window_rows: int = Field(500_000, ge=1, description="Rows a window aims to hold.")
     window_limit: int = Field(64, ge=1, description="Windows one planning tick may hand out per stream.")
+    fresh_seconds: int = Field(
+        60, ge=1, description="Rows inserted this recently go to the realtime queue, older ones to the backfill queue."
+    )
     chunk_rows: int = Field(131_072, ge=1, description="Rows per block sent to ClickHouse; bounds a worker's memory.")
     horizon_margin_ms: int = Field(
         250, ge=0, description="Kept between the safe horizon and the oldest open transaction, in milliseconds."
@@ -102,6 +105,13 @@ class Settings(BaseSettings):
     connect_timeout_seconds: int = Field(5, ge=1)
     retry_attempts: int = Field(5, ge=1, description="Tries of one statement on a transient error.")
     retry_total_seconds: float = Field(30.0, gt=0, description="Total time one statement may spend in retries.")
+
+    # Flower
+    flower_user: str = Field("retailmedia", description="User name of Flower's login.")
+    flower_password: str = Field("", repr=False, description="Password of Flower's login; `up` makes one if not set.")
+    flower_port: int = Field(
+        5555, ge=0, le=65535, description="Flower's port on the loopback interface; 0 takes a free one."
+    )
 
     log_format: Literal["console", "json"] = Field("console")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO")

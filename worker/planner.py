@@ -30,16 +30,24 @@ SPLIT_AFTER = 3
 class Plan:
     """Windows of one stream to hand out for the table `target_uuid`, and what was seen while planning.
 
+    `fresh` holds rows inserted moments ago, `backlog` older ones; they go to queues of their own, so that a backfill
+    never delays fresh data.
     `complete_through`: every row inserted before it is in the table (or, for a dimension, was when last read).
     """
 
     stream: Stream
     target_uuid: UUID
-    windows: tuple[Window, ...]
+    fresh: tuple[Window, ...]
+    backlog: tuple[Window, ...]
     watermark: datetime
     horizon: Horizon
     complete_through: datetime
     waiting: tuple[Failure, ...] = ()
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """All windows, in order of time."""
+        return tuple(sorted((*self.backlog, *self.fresh)))
 
 
 def publish_watermarks(
@@ -82,10 +90,12 @@ def plan(
     *,
     targets: dict[str, UUID] | None = None,
     limit: int | None = None,
+    until: datetime | None = None,
 ) -> list[Plan]:
     """Plans the streams up to one safe horizon. Raises `HorizonUnsafe`, `Unreachable` and transient errors.
 
-    `targets` names the tables to fill, the live ones by default. While the horizon is held by a prepared transaction
+    `targets` names the tables to fill, the live ones by default. With `until`, a dimension is read once: when the
+    horizon has passed that, and not if that is in place already. While the horizon is held by a prepared transaction
     no window is planned.
     """
     uuids = ledger.live(streams) if targets is None else targets
@@ -100,7 +110,7 @@ def plan(
         uuid = uuids[stream.target]
         covered = coverage[stream.name]
         planned = (
-            plan_dimension(stream, uuid, covered, horizon, store)
+            plan_dimension(stream, uuid, covered, horizon, store, until)
             if stream.kind == "dimension"
             else plan_events(source, ledger, store, settings, stream, uuid, covered, horizon, limit)
         )
@@ -113,12 +123,16 @@ def plan(
     return plans
 
 
-def plan_dimension(stream: Stream, uuid: UUID, covered: Coverage, horizon: Horizon, store: WatermarkStore) -> Plan:
+def plan_dimension(
+    stream: Stream, uuid: UUID, covered: Coverage, horizon: Horizon, store: WatermarkStore, until: datetime | None
+) -> Plan:
     """A dimension is one window, from the origin to the horizon: it is read whole."""
+    watermark = covered.watermark
+    ready = horizon.at is not None and (until is None or watermark < until <= horizon.at)
     windows: tuple[Window, ...] = ()
-    if horizon.at is not None and not store.in_flight(stream, uuid):
+    if ready and horizon.at is not None and not store.in_flight(stream, uuid):
         windows = (Window(ORIGIN, horizon.at),)
-    return Plan(stream, uuid, windows, covered.watermark, horizon, covered.watermark)
+    return Plan(stream, uuid, windows, (), watermark, horizon, watermark)
 
 
 def plan_events(
@@ -135,38 +149,66 @@ def plan_events(
     """Windows for what lies between the watermark and the horizon, is not committed, and is not in flight."""
     watermark = covered.watermark
     if horizon.at is None or horizon.at <= watermark:
-        return Plan(stream, uuid, (), watermark, horizon, watermark)
+        return Plan(stream, uuid, (), (), watermark, horizon, watermark)
     open_range = Window(watermark, horizon.at)
     first = source.first_row(stream, open_range)
     if first is None:
         # Nothing below the safe horizon can appear any more, so the emptiness just seen is for good.
-        return Plan(stream, uuid, (), watermark, horizon, horizon.at)
+        return Plan(stream, uuid, (), (), watermark, horizon, horizon.at)
 
     failures = {failure.window: failure for failure in ledger.failures(stream, uuid, watermark)}
-    flying = store.in_flight(stream, uuid)
-    budget = settings.window_limit if limit is None else limit
-    windows: list[Window] = []
+    taken = [*covered.windows, *store.in_flight(stream, uuid)]
     waiting: list[Failure] = []
-    for gap in gaps(open_range, [*covered.windows, *flying]):
-        if len(windows) >= budget:
-            break
+    division = max(watermark, horizon.at - timedelta(seconds=settings.fresh_seconds))
+    budget = settings.window_limit if limit is None else limit
+
+    def windows(lo: datetime, hi: datetime, end: datetime) -> tuple[Window, ...]:
+        if lo >= hi:
+            return ()
+        return tuple(cut_range(source, settings, stream, Window(lo, hi), taken, failures, waiting, budget, end))
+
+    fresh = windows(division, horizon.at, horizon.at)
+    backlog = windows(watermark, division, horizon.at)
+    return Plan(stream, uuid, fresh, backlog, watermark, horizon, watermark, tuple(waiting))
+
+
+def cut_range(
+    source: Source,
+    settings: Settings,
+    stream: Stream,
+    within: Window,
+    taken: Sequence[Window],
+    failures: dict[Window, Failure],
+    waiting: list[Failure],
+    budget: int,
+    end: datetime,
+) -> list[Window]:
+    """Up to `budget` windows of about `window_rows` rows for what of `within` is not taken.
+
+    A range without rows becomes a window too where something behind it waits for the watermark to get there; `end` is
+    the horizon.
+    """
+    windows: list[Window] = []
+    for gap in gaps(within, taken):
         for piece in again(gap, failures, waiting):
             if len(windows) >= budget:
-                break
+                return windows
             if piece in failures:
                 windows.append(piece)
                 continue
             if source.first_row(stream, piece) is None:
-                # An empty gap between commits still has to be committed, or the watermark would stop before it.
-                if piece.hi < horizon.at:
+                waited_for = any(window.lo >= piece.hi for window in taken) or (
+                    piece.hi < end and source.first_row(stream, Window(piece.hi, end)) is not None
+                )
+                if waited_for:
                     windows.append(piece)
                 continue
             wanted = budget - len(windows)
             edges = source.boundaries(stream, piece, settings.window_rows, wanted)
             if len(edges) == wanted:
                 piece = Window(piece.lo, edges[-1])
-            windows.extend(cut(piece, edges))
-    return Plan(stream, uuid, tuple(windows[:budget]), watermark, horizon, watermark, tuple(waiting))
+            windows.extend(cut(piece, edges)[:wanted])
+    return windows
 
 
 def again(gap: Window, failures: dict[Window, Failure], waiting: list[Failure]) -> list[Window]:
@@ -211,6 +253,11 @@ def _inside(inner: Window, outer: Window) -> bool:
 def backoff(failures: int) -> timedelta:
     """How long a window that failed so often rests: 1 s, doubling, five minutes at most."""
     return timedelta(seconds=min(300, 2 ** min(failures - 1, 10)))
+
+
+def complete(plans: Sequence[Plan], until: datetime) -> bool:
+    """Whether everything inserted before `until` is in place for every planned stream."""
+    return all(planned.complete_through >= until for planned in plans)
 
 
 def held_by(horizon: Horizon, settings: Settings) -> str:

@@ -22,9 +22,9 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from worker.config import Settings
-from worker.errors import Unreachable
+from worker.errors import BadInput, Unreachable
 from worker.streams import Stream
-from worker.windows import Window, format_instant, parse_instant
+from worker.windows import ORIGIN, Window, format_instant, parse_instant
 
 log = structlog.get_logger()
 
@@ -222,7 +222,7 @@ class WatermarkStore:
                 parse_instant(found["seen_at"]),
                 found["held_by"],
             )
-        except (KeyError, ValueError):
+        except (KeyError, BadInput):
             return None
 
     # Leases
@@ -277,6 +277,32 @@ class WatermarkStore:
         """Marks a window as no longer in flight."""
         with self._translated():
             self._redis.zrem(self._flight_key(stream, uuid), str(window))
+
+    def clear_flight(self, stream: Stream, uuid: UUID) -> None:
+        """Marks every window of a stream as no longer in flight."""
+        with self._translated():
+            self._redis.delete(self._flight_key(stream, uuid))
+
+    # When metrics were last seen to be settled
+
+    def clean_since(self) -> datetime:
+        """A time, by ClickHouse's clock, before which no day was marked that is not rebuilt, as far as is known."""
+        with self._translated():
+            text = cast("str | None", self._redis.get(f"{PREFIX}:clean_since"))
+        try:
+            return parse_instant(text) if text else ORIGIN
+        except BadInput:
+            return ORIGIN
+
+    def set_clean_since(self, at: datetime) -> None:
+        """Remembers that, so that a tick need not look at every day."""
+        with self._translated():
+            self._redis.set(f"{PREFIX}:clean_since", format_instant(at), ex=3600)
+
+    def once(self, name: str, seconds: float) -> bool:
+        """True for the first caller within that time."""
+        with self._translated():
+            return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
 
     # The gate that a full refresh closes for the moment of its swap
 

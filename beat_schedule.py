@@ -1,0 +1,61 @@
+"""What runs when: name -> task, schedule, queue, expires. Data only.
+
+`SCHEDULE_PROFILE` chooses one of the profiles; every profile gets the housekeeping. Seconds are counted from the start
+of beat; longer periods are clock times, so that a restart does not put them off. A message older than `expires`
+seconds is dropped unread: the next one says the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.schedules import crontab
+
+PLAN = "worker.tasks.sync.plan"
+
+
+def _plan(stream: str, schedule: Any, expires: float) -> dict[str, Any]:
+    return {
+        "task": PLAN,
+        "schedule": schedule,
+        "kwargs": {"streams": [stream]},
+        "options": {"queue": "realtime", "expires": expires},
+    }
+
+
+HOUSEKEEPING: dict[str, dict[str, Any]] = {
+    "converge": {
+        "task": "worker.tasks.maintenance.converge",
+        "schedule": 10.0,
+        "options": {"queue": "maintenance", "expires": 10.0},
+    },
+    "sweep": {
+        "task": "worker.tasks.maintenance.sweep",
+        "schedule": 60.0,
+        "options": {"queue": "maintenance", "expires": 60.0},
+    },
+}
+
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "realtime": {
+        "impressions-every-second": _plan("impressions", 1.0, 2.0),
+        "clicks-every-second": _plan("clicks", 1.0, 2.0),
+        "campaigns-every-minute": _plan("campaigns", 60.0, 60.0),
+        "advertisers-every-minute": _plan("advertisers", 60.0, 60.0),
+        **HOUSEKEEPING,
+    },
+    "hourly": {
+        "impressions-hourly": _plan("impressions", crontab(minute="5"), 1800.0),
+        "clicks-hourly": _plan("clicks", crontab(minute="6"), 1800.0),
+        "campaigns-hourly": _plan("campaigns", crontab(minute="2"), 1800.0),
+        "advertisers-hourly": _plan("advertisers", crontab(minute="1"), 1800.0),
+        **HOUSEKEEPING,
+    },
+    "daily": {
+        "impressions-daily": _plan("impressions", crontab(hour="2", minute="10"), 14_400.0),
+        "clicks-daily": _plan("clicks", crontab(hour="2", minute="20"), 14_400.0),
+        "campaigns-daily": _plan("campaigns", crontab(hour="2", minute="5"), 14_400.0),
+        "advertisers-daily": _plan("advertisers", crontab(hour="2", minute="0"), 14_400.0),
+        **HOUSEKEEPING,
+    },
+}

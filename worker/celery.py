@@ -1,0 +1,180 @@
+"""The Celery app, so that `celery -A worker …` works, and the servers each process talks to. Wiring only."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from celery import Celery, Task, signals
+from kombu import Exchange, Queue
+
+from beat_schedule import PROFILES
+from worker import logs
+from worker.config import Settings, load
+from worker.errors import Unreachable
+from worker.ledger import Ledger
+from worker.sink import Sink
+from worker.source import Source
+from worker.watermarks import WatermarkStore
+
+log = structlog.get_logger()
+
+QUEUES = ("realtime", "backfill", "maintenance")
+NO_BROKER = "redis://127.0.0.1:6379/0"
+"""Where Celery looks while no broker is named; it then says itself that nothing answers there."""
+
+
+def _broker(settings: Settings) -> str:
+    try:
+        return settings.broker_url
+    except Unreachable:
+        return NO_BROKER
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's settings. Each of them earned its place; DESIGN and the tests say how."""
+    broker = _broker(settings)
+    transport = {
+        "visibility_timeout": settings.visibility_timeout_seconds,
+        "socket_timeout": 10,
+        "socket_connect_timeout": settings.connect_timeout_seconds,
+        "socket_keepalive": True,
+        "health_check_interval": 15,
+        # Redelivery is looked for this often instead of every hundred seconds.
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+    }
+    return {
+        "broker_url": broker,
+        "result_backend": broker,
+        "broker_transport_options": transport,
+        "result_backend_transport_options": {"retry_policy": {"timeout": 10.0}},
+        "result_backend_always_retry": True,
+        "redis_socket_timeout": 10,
+        "redis_socket_connect_timeout": settings.connect_timeout_seconds,
+        "redis_socket_keepalive": True,
+        "redis_backend_health_check_interval": 15,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_connection_timeout": settings.connect_timeout_seconds,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # A task that kills its worker would otherwise come back for ever.
+        "task_retry_on_worker_lost": True,
+        "task_time_limit": settings.task_time_limit_seconds,
+        "task_soft_time_limit": settings.task_time_limit_seconds - 10,
+        "worker_prefetch_multiplier": 1,
+        "worker_soft_shutdown_timeout": 10.0,
+        "worker_cancel_long_running_tasks_on_connection_loss": True,
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "task_send_sent_event": True,
+        "task_track_started": True,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "result_expires": 3600,
+        "result_extended": True,
+        "task_default_queue": "realtime",
+        "task_default_exchange": "retailmedia",
+        "task_default_routing_key": "realtime",
+        "task_create_missing_queues": False,
+        "task_queues": [Queue(name, Exchange("retailmedia"), routing_key=name) for name in QUEUES],
+        "task_routes": {
+            "worker.tasks.maintenance.*": {"queue": "maintenance"},
+            "worker.tasks.refresh.*": {"queue": "backfill"},
+        },
+        "timezone": "UTC",
+        "enable_utc": True,
+        "beat_schedule": PROFILES[settings.schedule_profile],
+        "beat_schedule_filename": str(settings.retailmedia_home / "beat" / "schedule"),
+        "beat_max_loop_interval": 1,
+        "imports": [f"worker.tasks.{name}" for name in ("sync", "metrics", "pipeline", "refresh", "maintenance")],
+    }
+
+
+@dataclass
+class Servers:
+    """The three servers, as one thread of one process sees them."""
+
+    settings: Settings
+    source: Source
+    sink: Sink
+    ledger: Ledger
+    store: WatermarkStore
+
+    @classmethod
+    def open(cls, settings: Settings) -> Servers:
+        """Servers by the settings; each connects at first use."""
+        sink = Sink(settings)
+        return cls(settings, Source(settings), sink, Ledger(sink), WatermarkStore(settings))
+
+    def close(self) -> None:
+        """Closes what was opened."""
+        self.source.close()
+        self.sink.close()
+        self.store.close()
+
+
+_local = threading.local()
+
+
+def servers() -> Servers:
+    """This thread's servers, opened after the fork and kept: a connection belongs to one thread of one process."""
+    found: Servers | None = getattr(_local, "servers", None)
+    if found is None:
+        found = _local.servers = Servers.open(load())
+    return found
+
+
+def _forget_servers(**_: Any) -> None:
+    found: Servers | None = getattr(_local, "servers", None)
+    _local.servers = None
+    if found is not None:
+        with suppress(Exception):
+            found.close()
+
+
+class DomainTask(Task):  # type: ignore[type-arg]
+    """Base of every task: what it logs carries its id and name."""
+
+    abstract = True
+    max_retries = 3
+    default_retry_delay = 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the task within its log context."""
+        structlog.contextvars.clear_contextvars()
+        fields = {key: kwargs[key] for key in ("run_id", "stream", "lo", "hi") if kwargs.get(key)}
+        structlog.contextvars.bind_contextvars(task_id=self.request.id, task=self.name, **fields)
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:
+            log.warning("task.failed", error=str(error), kind=type(error).__name__)
+            raise
+        finally:
+            structlog.contextvars.clear_contextvars()
+
+
+def create_app(settings: Settings) -> Celery[Any]:
+    """A Celery app by these settings."""
+    made: Celery[Any] = Celery("worker", task_cls=DomainTask, set_as_current=True)
+    made.conf.update(configuration(settings))
+    DomainTask.max_retries = settings.max_redeliveries
+    return made
+
+
+app = create_app(load())
+
+signals.worker_process_init.connect(_forget_servers, weak=False)
+signals.worker_process_shutdown.connect(_forget_servers, weak=False)
+
+
+@signals.setup_logging.connect(weak=False)
+def _setup_logging(**_: Any) -> None:
+    logs.configure(load())

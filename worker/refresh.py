@@ -1,0 +1,204 @@
+"""Full refresh: loads everything anew into a shadow of `ad_events` and puts it in place in one metadata operation.
+
+Incremental loading goes on meanwhile, and readers see the old table until they see the new one. Where a refresh
+stands is in the ledger, so each call of `step` carries on from there, whoever died in between:
+
+1. create the shadow, then take a snapshot whose version the shadow carries: of two refreshes the newer wins;
+2. streams that are not refreshed come along: their partitions are linked into the shadow with their commits;
+3. load windows into the shadow, in parallel, committed for the shadow's uuid, until they reach the horizon;
+4. close the gate for planners, let windows in flight land, load the last moments up to the live watermark;
+5. drop older shadows, swap, drop what was live, mark all days.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from worker.config import Settings
+from worker.errors import BadInput, SchemaMismatch, Superseded
+from worker.ledger import Coverage, Ledger, Run
+from worker.sink import Sink, quoted
+from worker.source import Source
+from worker.sql import named
+from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
+from worker.watermarks import WatermarkStore
+from worker.windows import Window, gaps, merged
+
+log = structlog.get_logger()
+
+SHADOW = "ad_events_shadow_"
+GATE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A table being filled to replace `ad_events`; `version` is of the snapshot taken when it was created."""
+
+    name: str
+    uuid: UUID
+    version: int
+
+
+def shadow_name(run_id: str) -> str:
+    """The shadow's table name. Raises `BadInput` for a run id that could not be one."""
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,40}", run_id):
+        raise BadInput("A run id holds up to 40 letters, digits and dashes.")
+    return f"{SHADOW}{run_id.replace('-', '_')}"
+
+
+def shadows(sink: Sink) -> list[Shadow]:
+    """Every shadow there is."""
+    result = []
+    for name, uuid, comment in sink.named("events", "shadows", {"database": sink.database}):
+        version = re.search(r"version (\d+)", comment)
+        result.append(Shadow(name, UUID(str(uuid)), int(version[1]) if version else 0))
+    return result
+
+
+def begin(source: Source, sink: Sink, ledger: Ledger, settings: Settings, streams: Sequence[Stream], run: Run) -> Run:
+    """Creates the shadow and returns the run with its uuid and version; the run is saved last. Idempotent."""
+    name = shadow_name(run.run_id)
+    table = quoted(name)
+    events = [stream for stream in streams if stream.kind == "events"]
+    if not any(shadow.name == name for shadow in shadows(sink)):
+        sink.command(
+            "creating the shadow table",
+            named("events", "create_shadow").format(table=table),
+            {"comment": "full refresh, version 0"},
+        )
+    # The snapshot is newer than the table, so every row the table will hold is at least as new as its version.
+    with source.snapshot() as snapshot:
+        generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
+        version = snapshot.version(generation)
+    sink.command(
+        "naming the shadow's version",
+        f"ALTER TABLE {table} MODIFY COMMENT %(comment)s",
+        {"comment": f"full refresh, version {version}"},
+    )
+    uuid = sink.uuid(name)
+    bring_along(sink, ledger, [stream for stream in EVENT_STREAMS if stream not in events], name, uuid)
+    begun = replace(run, target_uuid=uuid, version=version)
+    ledger.save_run(begun)
+    log.info("refresh.begun", run_id=run.run_id, shadow=name, version=version)
+    return begun
+
+
+def bring_along(sink: Sink, ledger: Ledger, streams: Sequence[Stream], shadow: str, uuid: UUID) -> None:
+    """Links the partitions of streams that are not refreshed into the shadow, with their coverage so far."""
+    if not streams:
+        return
+    targets = ledger.live(streams)
+    generations = ledger.generations()
+    # The watermark first: what is loaded after it is in the partitions or will be loaded into the shadow.
+    coverage = ledger.coverage(streams, targets)
+    for stream in streams:
+        parameters = {"database": sink.database, "table": EVENTS_TABLE, "prefix": f"('{stream.event_type}',"}
+        for (partition,) in sink.named("events", "partitions", parameters):
+            sink.command(
+                "linking a partition",
+                f"ALTER TABLE {quoted(shadow)} REPLACE PARTITION ID %(partition)s FROM {EVENTS_TABLE}",
+                {"partition": partition},
+            )
+        if generations:
+            ledger.checkpoint(stream, uuid, coverage[stream.name].watermark, generations[-1])
+
+
+def behind(ledger: Ledger, shadow: UUID) -> dict[str, list[Window]]:
+    """What the live table has, and the shadow not yet, by stream."""
+    live = ledger.coverage(EVENT_STREAMS, ledger.live(EVENT_STREAMS))
+    ours = ledger.coverage(EVENT_STREAMS, {EVENTS_TABLE: shadow})
+    return {stream.name: missing(live[stream.name], ours[stream.name]) for stream in EVENT_STREAMS}
+
+
+def missing(live: Coverage, ours: Coverage) -> list[Window]:
+    """Windows of `live` that `ours` does not hold."""
+    return merged(gap for window in live.windows for gap in gaps(window, ours.windows))
+
+
+def finish(
+    sink: Sink,
+    ledger: Ledger,
+    store: WatermarkStore,
+    settings: Settings,
+    run: Run,
+    *,
+    load: Callable[[Stream, Window], object],
+    now: Callable[[], datetime],
+    wait: Callable[[float], None],
+) -> Run:
+    """Catches up with the live table and swaps. `load` loads one window into the shadow.
+
+    Planners are asked to hand out nothing meanwhile, at most for a minute; `now` and `wait` are the caller's clock.
+    Raises `Superseded` if a newer refresh dropped the shadow.
+    """
+    if run.target_uuid is None:
+        raise BadInput(f"Run {run.run_id} has no shadow table.")
+    name = shadow_name(run.run_id)
+    live = ledger.live(EVENT_STREAMS)
+    if live[EVENTS_TABLE] == run.target_uuid:
+        # Swapped by an earlier attempt that did not live to say so.
+        return _finished(sink, ledger, settings, run, name)
+    if not any(shadow.name == name and shadow.uuid == run.target_uuid for shadow in shadows(sink)):
+        raise Superseded(f"The shadow table of run {run.run_id} is gone: a newer full refresh took over.")
+    store.close_gate(GATE_SECONDS)
+    try:
+        deadline = now() + timedelta(seconds=GATE_SECONDS / 2)
+        while any(store.in_flight(stream, live[EVENTS_TABLE]) for stream in EVENT_STREAMS) and now() < deadline:
+            wait(0.05)
+        for _ in range(3):
+            lacking = behind(ledger, run.target_uuid)
+            if not any(lacking.values()):
+                break
+            for stream in EVENT_STREAMS:
+                for window in lacking[stream.name]:
+                    load(stream, window)
+        _drop_older(sink, run)
+        swap(sink, name, run.target_uuid)
+    finally:
+        store.open_gate()
+    return _finished(sink, ledger, settings, run, name)
+
+
+def swap(sink: Sink, name: str, uuid: UUID) -> None:
+    """Exchanges the shadow with `ad_events`. Raises `Superseded` if the shadow is not the table it was."""
+    try:
+        if sink.uuid(name) != uuid:
+            raise Superseded(f"{name} is no longer the table that was filled; nothing was swapped.")
+        # Never retried: after an unknown outcome a second exchange would undo the first. The next step looks again.
+        sink.command("swapping", f"EXCHANGE TABLES {quoted(name)} AND {EVENTS_TABLE}", retry=False)
+    except SchemaMismatch as error:
+        raise Superseded(f"{name} is gone: a newer full refresh took over.") from error
+
+
+def _drop_older(sink: Sink, run: Run) -> None:
+    for shadow in shadows(sink):
+        if shadow.uuid != run.target_uuid and shadow.version <= run.version:
+            log.info("refresh.dropped_older", shadow=shadow.name)
+            sink.command("dropping an older shadow", f"DROP TABLE IF EXISTS {quoted(shadow.name)} SYNC")
+
+
+def _finished(sink: Sink, ledger: Ledger, settings: Settings, run: Run, name: str) -> Run:
+    # Under the shadow's name now lies what was live.
+    for shadow in shadows(sink):
+        if shadow.name == name and shadow.uuid != run.target_uuid:
+            sink.command("dropping the replaced table", f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
+    ledger.mark_all_days(settings.reporting_timezone)
+    log.info("refresh.swapped", run_id=run.run_id)
+    return run
+
+
+def drop_abandoned(sink: Sink, ledger: Ledger) -> list[str]:
+    """Drops shadows of runs that ended; returns their names."""
+    open_names = {shadow_name(run.run_id) for run in ledger.open_runs() if run.kind == "refresh"}
+    dropped = []
+    for shadow in shadows(sink):
+        if shadow.name not in open_names:
+            sink.command("dropping an abandoned shadow", f"DROP TABLE IF EXISTS {quoted(shadow.name)} SYNC")
+            dropped.append(shadow.name)
+    return dropped

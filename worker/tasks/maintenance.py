@@ -1,0 +1,47 @@
+"""What keeps everything converging when callbacks are lost, and what tidies up after processes that died."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker import metrics, pipeline, planner, refresh
+from worker.celery import app, servers
+from worker.streams import STREAMS
+from worker.tasks import arguments
+from worker.tasks import pipeline as pipeline_tasks
+from worker.tasks import refresh as refresh_tasks
+from worker.tasks.metrics import rebuild_dirty
+
+ABANDONED_SECONDS = 900
+"""Age from which a staging table belongs to nobody: three times the longest a task may run."""
+
+
+@app.task
+def converge(**unknown: Any) -> dict[str, Any]:
+    """Watermarks, metrics, and a push to every run that has not ended."""
+    arguments.no_others("converge", "nothing", unknown)
+    here = servers()
+    streams = list(STREAMS.values())
+    planner.publish_watermarks(here.ledger, here.store, streams, here.ledger.live(streams))
+    days = rebuild_dirty(here)
+    runs = here.ledger.open_runs()
+    for run in runs:
+        pushed = refresh_tasks.step if run.kind == "refresh" else pipeline_tasks.step
+        pushed.apply_async(
+            kwargs={"run_id": run.run_id}, queue="backfill" if run.kind == "refresh" else "realtime", expires=10
+        )
+    return {"days": days, "runs": len(runs)}
+
+
+@app.task
+def sweep(**unknown: Any) -> dict[str, Any]:
+    """Looks at every day instead of the recent marks, and drops tables left by processes that died."""
+    arguments.no_others("sweep", "nothing", unknown)
+    here = servers()
+    days = rebuild_dirty(here, reprice=True, everything=True)
+    dropped = [
+        *here.sink.drop_abandoned(metrics.STAGING, ABANDONED_SECONDS),
+        *here.sink.drop_abandoned(pipeline.DIMENSION_STAGING, ABANDONED_SECONDS),
+        *refresh.drop_abandoned(here.sink, here.ledger),
+    ]
+    return {"days": days, "dropped": len(dropped)}

@@ -1,0 +1,58 @@
+"""The callback that follows windows, also called by every tick: watermarks, then the metrics of days that changed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from worker import metrics, planner
+from worker.celery import Servers, app, servers
+from worker.tasks import arguments
+from worker.windows import ORIGIN
+
+DAYS_A_CALL = 93
+"""Days one call rebuilds before it hands over to another, so that none comes near the time limit."""
+
+CLOCK_SLACK = timedelta(seconds=60)
+"""How long a mark may take from its time stamp until it can be read."""
+
+
+@app.task
+def advance(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any]:
+    """Recomputes watermarks from the ledger and rebuilds the metrics of days that changed. Idempotent."""
+    arguments.no_others("advance", "streams", unknown)
+    chosen = arguments.stream_list(streams)
+    here = servers()
+    planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
+    return {"days": rebuild_dirty(here, reprice=any(stream.kind == "dimension" for stream in chosen))}
+
+
+def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = False) -> int:
+    """Rebuilds days that changed and returns how many; none while another worker is at it.
+
+    `reprice` also finds days that a campaign version or the pricing model made wrong; `everything` trusts no earlier
+    check that found nothing to do.
+    """
+    with here.store.lease("rebuild", here.settings.lease_seconds) as held:
+        if held is None:
+            return 0
+        if reprice:
+            here.ledger.mark_days(metrics.outdated_days(here.sink, here.settings))
+        rebuilt = 0
+        since = ORIGIN if everything else here.store.clean_since()
+        while True:
+            asked_at = here.ledger.now()
+            days = metrics.dirty_days(here.sink, since)
+            if not days:
+                here.store.set_clean_since(asked_at - CLOCK_SLACK)
+                return rebuilt
+            if rebuilt >= DAYS_A_CALL:
+                break
+            rebuilt += metrics.rebuild(here.sink, here.settings, days[:DAYS_A_CALL]).days
+    advance.apply_async(queue="maintenance")
+    return rebuilt
+
+
+def settled(here: Servers) -> bool:
+    """Whether no day waits to be rebuilt."""
+    return not metrics.dirty_days(here.sink, here.store.clean_since())

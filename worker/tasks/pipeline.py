@@ -1,0 +1,78 @@
+"""A pipeline run: everything inserted before it was asked for is loaded, and the metrics follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from worker import pipeline, planner
+from worker.celery import app, servers
+from worker.ledger import Run
+from worker.streams import stream as stream_of
+from worker.tasks import arguments
+from worker.tasks.metrics import rebuild_dirty, settled
+from worker.tasks.sync import hand_out
+from worker.windows import ORIGIN, Window, to_micros
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.25
+"""How often a run looks again while it waits: for the horizon, or for windows others are loading."""
+
+GIVE_UP_AFTER = 5
+"""Failures of one window after which a run says that it failed. Ticks go on trying that window."""
+
+
+@app.task
+def run(
+    streams: list[str] | None = None, metrics_update: bool = True, run_id: str | None = None, **unknown: Any
+) -> dict[str, Any]:
+    """Starts a run over these streams (default all) and hands out its first windows."""
+    arguments.no_others("run", "streams, metrics_update and run_id", unknown)
+    chosen, update = arguments.stream_list(streams), arguments.flag("metrics_update", metrics_update)
+    here = servers()
+    now = here.source.now()
+    name = arguments.run_id(run_id) or pipeline.new_run_id(to_micros(now))
+    if here.ledger.run(name) is None:
+        here.ledger.save_run(Run(name, "pipeline", tuple(s.name for s in chosen), update, until=now, started_at=now))
+        coverage = planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
+        for stream in chosen:
+            begin = max(ORIGIN, coverage[stream.name].watermark)
+            if stream.kind == "events" and begin < now:
+                here.store.plan_progress(name, stream, 0, here.source.count(stream, Window(begin, now)))
+    step.apply_async(kwargs={"run_id": name}, queue="realtime")
+    return {"run_id": name, "streams": [stream.name for stream in chosen]}
+
+
+@app.task
+def step(run_id: str, **unknown: Any) -> dict[str, Any]:
+    """Takes a run as far as it goes now: hands out windows, waits, or ends it. Idempotent."""
+    arguments.no_others("step", "run_id", unknown)
+    here = servers()
+    found = here.ledger.run(arguments.run_id(run_id))
+    if found is None or found.state != "running":
+        return {"run_id": run_id, "state": found.state if found else "unknown"}
+    streams = [stream_of(name) for name in found.streams]
+    with here.store.lease(f"run:{run_id}", 10) as held:
+        if held is None:
+            return {"run_id": run_id, "state": "another worker is at it"}
+        plans = []
+        if not here.store.gate_closed():
+            plans = planner.plan(here.source, here.ledger, here.store, here.settings, streams, until=found.until)
+        handed = sum(hand_out(here, planned, follow_up=step.si(run_id=run_id), run_id=run_id) for planned in plans)
+        if handed:
+            return {"run_id": run_id, "windows": handed}
+        if plans and planner.complete(plans, found.until):
+            if found.metrics_update:
+                rebuild_dirty(here, reprice=True)
+            if not found.metrics_update or settled(here):
+                here.ledger.end_run(found, "succeeded")
+                return {"run_id": run_id, "state": "succeeded"}
+        hopeless = [failure for planned in plans for failure in planned.waiting if failure.count >= GIVE_UP_AFTER]
+        if hopeless:
+            here.ledger.end_run(found, "failed", hopeless[0].error)
+            return {"run_id": run_id, "state": "failed"}
+    if here.store.once(f"step:{run_id}", POLL_SECONDS / 2):
+        step.apply_async(kwargs={"run_id": run_id}, queue="realtime", countdown=POLL_SECONDS)
+    return {"run_id": run_id, "state": "waiting"}

@@ -1,0 +1,127 @@
+"""Full refresh: `celery call worker.tasks.refresh.full_refresh` starts one, `step` takes it further."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from worker import pipeline, planner, refresh
+from worker.celery import app, servers
+from worker.errors import Superseded
+from worker.ledger import Run
+from worker.streams import EVENTS_TABLE, Stream
+from worker.streams import stream as stream_of
+from worker.tasks import arguments
+from worker.tasks.metrics import rebuild_dirty, settled
+from worker.tasks.pipeline import GIVE_UP_AFTER, POLL_SECONDS
+from worker.tasks.sync import hand_out
+from worker.windows import ORIGIN, Window, to_micros
+
+log = structlog.get_logger()
+
+
+@app.task
+def full_refresh(
+    streams: list[str] | None = None, metrics_update: bool = True, run_id: str | None = None, **unknown: Any
+) -> dict[str, Any]:
+    """Loads these streams (default all) anew and swaps them in; readers see the old rows until then."""
+    arguments.no_others("full_refresh", "streams, metrics_update and run_id", unknown)
+    chosen, update = arguments.stream_list(streams), arguments.flag("metrics_update", metrics_update)
+    here = servers()
+    now = here.source.now()
+    name = arguments.run_id(run_id) or pipeline.new_run_id(to_micros(now))
+    if here.ledger.run(name) is None:
+        here.ledger.save_run(Run(name, "refresh", tuple(s.name for s in chosen), update, until=now, started_at=now))
+        for stream in chosen:
+            if stream.kind == "events":
+                here.store.plan_progress(name, stream, 0, here.source.count(stream, Window(ORIGIN, now)))
+    step.apply_async(kwargs={"run_id": name})
+    return {"run_id": name, "streams": [stream.name for stream in chosen]}
+
+
+@app.task
+def step(run_id: str, **unknown: Any) -> dict[str, Any]:
+    """Takes a refresh as far as it goes now: shadow, windows, swap, metrics. Idempotent."""
+    arguments.no_others("step", "run_id", unknown)
+    here = servers()
+    found = here.ledger.run(arguments.run_id(run_id))
+    if found is None or found.state != "running":
+        return {"run_id": run_id, "state": found.state if found else "unknown"}
+    with here.store.lease(f"run:{run_id}", here.settings.lease_seconds) as held:
+        if held is None:
+            return {"run_id": run_id, "state": "another worker is at it"}
+        try:
+            state = _advance(found)
+        except Superseded as error:
+            here.ledger.end_run(found, "superseded", str(error))
+            return {"run_id": run_id, "state": "superseded"}
+    if state == "waiting" and here.store.once(f"step:{run_id}", POLL_SECONDS / 2):
+        step.apply_async(kwargs={"run_id": run_id}, countdown=POLL_SECONDS)
+    return {"run_id": run_id, "state": state}
+
+
+def _advance(run: Run) -> str:
+    here = servers()
+    streams = [stream_of(name) for name in run.streams]
+    events = [stream for stream in streams if stream.kind == "events"]
+    dimensions = [stream for stream in streams if stream.kind == "dimension"]
+    if events and run.target_uuid is None:
+        run = refresh.begin(here.source, here.sink, here.ledger, here.settings, events, run)
+    uuid = run.target_uuid
+    follow_up = step.si(run_id=run.run_id)
+    swapped = uuid is not None and here.ledger.live(events)[EVENTS_TABLE] == uuid
+
+    plans = planner.plan(here.source, here.ledger, here.store, here.settings, dimensions, until=run.until)
+    handed = sum(hand_out(here, p, follow_up=follow_up, run_id=run.run_id, queue="backfill") for p in plans)
+    if uuid is not None and not swapped:
+        name = refresh.shadow_name(run.run_id)
+        shadowed = planner.plan(
+            here.source, here.ledger, here.store, here.settings, events, targets={EVENTS_TABLE: uuid}
+        )
+        handed += sum(
+            hand_out(here, p, follow_up=follow_up, run_id=run.run_id, table=name, queue="backfill") for p in shadowed
+        )
+        plans += shadowed
+    if handed:
+        return f"{handed} windows handed out"
+    hopeless = [failure for planned in plans for failure in planned.waiting if failure.count >= GIVE_UP_AFTER]
+    if hopeless:
+        here.ledger.end_run(run, "failed", hopeless[0].error)
+        return "failed"
+    if not planner.complete(plans, run.until):
+        return "waiting"
+
+    if uuid is not None:
+
+        def load(stream: Stream, window: Window) -> object:
+            return pipeline.load_window(
+                here.source,
+                here.sink,
+                here.ledger,
+                here.settings,
+                stream,
+                window,
+                table=refresh.shadow_name(run.run_id),
+                uuid=uuid,
+                run_id=run.run_id,
+            )
+
+        refresh.finish(
+            here.sink,
+            here.ledger,
+            here.store,
+            here.settings,
+            run,
+            load=load,
+            now=lambda: datetime.now(UTC),
+            wait=time.sleep,
+        )
+    if run.metrics_update:
+        rebuild_dirty(here, reprice=True)
+        if not settled(here):
+            return "waiting"
+    here.ledger.end_run(run, "succeeded")
+    return "succeeded"

@@ -1,0 +1,152 @@
+"""Planning ticks, windows, and the callback that follows them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import chord, group
+
+from worker import pipeline, planner
+from worker.celery import Servers, app, servers
+from worker.errors import RetailMediaError
+from worker.planner import Plan
+from worker.streams import EVENTS_TABLE, Stream
+from worker.tasks import arguments
+from worker.tasks.metrics import advance, rebuild_dirty, settled
+from worker.watermarks import WatermarkStore
+from worker.windows import Window
+
+log = structlog.get_logger()
+
+
+@app.task(ignore_result=True)
+def plan(streams: list[str] | None = None, **unknown: Any) -> None:
+    """One tick: hands out the windows of these streams (default all) that lie below the safe horizon."""
+    arguments.no_others("plan", "streams", unknown)
+    chosen = arguments.stream_list(streams)
+    here = servers()
+    if here.store.gate_closed():
+        return
+    # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
+    names = [stream.name for stream in chosen]
+    # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
+    with here.store.lease(f"plan:{','.join(names)}", 10) as held:
+        if held is None:
+            return
+        plans = planner.plan(here.source, here.ledger, here.store, here.settings, chosen)
+        handed = sum(hand_out(here, planned, follow_up=advance.si(streams=[planned.stream.name])) for planned in plans)
+    if not handed and not settled(here):
+        rebuild_dirty(here)
+
+
+def hand_out(
+    here: Servers,
+    planned: Plan,
+    *,
+    follow_up: Any,
+    run_id: str = "",
+    table: str = EVENTS_TABLE,
+    queue: str | None = None,
+) -> int:
+    """Sends the planned windows to the workers, each queue's as a chord of its own; returns how many."""
+    stream = planned.stream
+    count = 0
+    for windows, name in ((planned.fresh, "realtime"), (planned.backlog, "backfill")):
+        if windows:
+            target = queue or name
+            here.store.take_off(stream, planned.target_uuid, windows, here.settings.lease_seconds)
+            header = group(_signature(stream, window, planned.target_uuid, table, run_id, target) for window in windows)
+            chord(header)(follow_up.set(queue=target))
+            count += len(windows)
+    return count
+
+
+def _signature(stream: Stream, window: Window, uuid: UUID, table: str, run_id: str, queue: str) -> Any:
+    extra = {"run_id": run_id} if run_id else {}
+    if stream.kind == "dimension":
+        return load_dimension.si(stream=stream.name, **extra).set(queue=queue)
+    if table != EVENTS_TABLE:
+        extra["table"] = table
+    return load_window.si(stream=stream.name, **window.kwargs(), target=str(uuid), **extra).set(queue=queue)
+
+
+@app.task
+def load_window(
+    stream: str, lo: str, hi: str, target: str, table: str = EVENTS_TABLE, run_id: str | None = None, **unknown: Any
+) -> dict[str, Any]:
+    """Loads one window of an event stream into the table known as `target`, and commits it."""
+    arguments.no_others("load_window", "stream, lo, hi, target, table and run_id", unknown)
+    chosen, window = arguments.event_stream(stream), arguments.window(lo, hi)
+    uuid, name, run = arguments.uuid(target), arguments.target_table(table), arguments.run_id(run_id)
+    return load(servers(), chosen, window, uuid, name, run)
+
+
+def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, run_id: str) -> dict[str, Any]:
+    """`pipeline.load_window` under the window's lease; a failure goes to the ledger."""
+    with here.store.window_lease(stream, uuid, window, here.settings.lease_seconds) as held:
+        if held is None:
+            return {"stream": stream.name, "skipped": "another worker is loading this window"}
+        try:
+            done = pipeline.load_window(
+                here.source,
+                here.sink,
+                here.ledger,
+                here.settings,
+                stream,
+                window,
+                table=table,
+                uuid=uuid,
+                run_id=run_id,
+                on_rows=_progress(here.store, run_id, stream),
+            )
+        except RetailMediaError as error:
+            _note_failure(here, stream, uuid, window, run_id, error)
+            raise
+    if run_id:
+        here.store.add_progress(run_id, stream, windows=1)
+    if done.already:
+        return {"stream": stream.name, "skipped": "already loaded"}
+    log.info("window.loaded", stream=stream.name, rows=done.loaded, quarantined=done.quarantined, days=done.days)
+    result = {"stream": stream.name, "rows": done.loaded, "days": done.days}
+    return {**result, "quarantined": done.quarantined} if done.quarantined else result
+
+
+def _progress(store: WatermarkStore, run_id: str, stream: Stream) -> Any:
+    def count(rows: int) -> None:
+        if run_id:
+            store.add_progress(run_id, stream, rows=rows)
+
+    return count
+
+
+def _note_failure(
+    here: Servers, stream: Stream, uuid: UUID, window: Window, run_id: str, error: RetailMediaError
+) -> None:
+    try:
+        here.ledger.note_failure(stream, uuid, window, run_id, str(error))
+    except RetailMediaError as unnoted:
+        # Usually the same server that failed the window. The next plan starts from what is committed anyway.
+        log.warning("window.failure_not_noted", error=str(unnoted))
+
+
+@app.task
+def load_dimension(stream: str, run_id: str | None = None, **unknown: Any) -> dict[str, Any]:
+    """Reads a dimension whole and writes what changed."""
+    arguments.no_others("load_dimension", "stream and run_id", unknown)
+    chosen, run = arguments.dimension_stream(stream), arguments.run_id(run_id)
+    here = servers()
+    uuid = here.ledger.live([chosen])[chosen.target]
+    with here.store.lease(f"dimension:{chosen.name}", here.settings.lease_seconds) as held:
+        if held is None:
+            return {"stream": chosen.name, "skipped": "another worker is loading it"}
+        try:
+            done = pipeline.load_dimension(
+                here.source, here.sink, here.ledger, here.settings, chosen, uuid=uuid, run_id=run
+            )
+        finally:
+            here.store.clear_flight(chosen, uuid)
+    if run:
+        here.store.add_progress(run, chosen, windows=1, rows=done.loaded)
+    return {"stream": chosen.name, "rows": done.loaded}
