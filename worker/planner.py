@@ -160,6 +160,9 @@ def plan_events(
     taken = [*covered.windows, *store.in_flight(stream, uuid)]
     waiting: list[Failure] = []
     division = max(watermark, horizon.at - timedelta(seconds=settings.fresh_seconds))
+    if first >= division:
+        # Only fresh rows: the emptiness before them is part of their window, not one of its own.
+        division = watermark
     budget = settings.window_limit if limit is None else limit
 
     def windows(lo: datetime, hi: datetime, end: datetime) -> tuple[Window, ...]:

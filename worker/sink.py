@@ -193,7 +193,7 @@ class Sink:
             retry=tenacity.retry_if_exception_type(TransientSink),
             stop=tenacity.stop_after_attempt(settings.retry_attempts)
             | tenacity.stop_after_delay(settings.retry_total_seconds),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0),
             before_sleep=noted,
             reraise=True,
         )(work)

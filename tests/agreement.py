@@ -1,0 +1,124 @@
+"""What must be equal in PostgreSQL and ClickHouse, and a driver that syncs to the end without Celery."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from psycopg2.extensions import connection as Connection
+
+from worker import metrics, pipeline, planner
+from worker.celery import Servers
+from worker.streams import EVENTS_TABLE, STREAMS, Stream
+
+PERFORMANCE = """
+SELECT coalesce(i.day, c.day), coalesce(i.campaign_id, c.campaign_id), coalesce(i.n, 0), coalesce(c.n, 0),
+    coalesce(c.n, 0) * coalesce(campaign.bid, 0)
+FROM (
+    SELECT (created_at AT TIME ZONE %(zone)s)::date AS day, coalesce(campaign_id, 0) AS campaign_id, count(*) AS n
+    FROM impressions GROUP BY 1, 2
+) AS i
+FULL JOIN (
+    SELECT (created_at AT TIME ZONE %(zone)s)::date AS day, coalesce(campaign_id, 0) AS campaign_id, count(*) AS n
+    FROM clicks GROUP BY 1, 2
+) AS c ON c.day = i.day AND c.campaign_id = i.campaign_id
+LEFT JOIN campaign ON campaign.id = coalesce(i.campaign_id, c.campaign_id)
+ORDER BY 1, 2
+"""
+
+Row = tuple[date, int, int, int, Decimal]
+
+
+def source_performance(writer: Connection, zone: str = "UTC") -> list[Row]:
+    """Per day and campaign: impressions, clicks and spend (cpc, today's bids), computed by PostgreSQL."""
+    with writer.cursor() as cursor:
+        cursor.execute(PERFORMANCE, {"zone": zone})
+        return [(day, int(c), int(i), int(k), Decimal(spend)) for day, c, i, k, spend in cursor.fetchall()]
+
+
+def target_performance(servers: Servers) -> list[Row]:
+    """The same as ClickHouse has it ready."""
+    return servers.sink.query(  # type: ignore[return-value]
+        "reading metrics",
+        "SELECT date_id, campaign_id, impressions_count, clicks_count, spend_amount "
+        "FROM daily_campaign_performance ORDER BY date_id, campaign_id",
+    )
+
+
+def source_events(writer: Connection) -> list[tuple[Any, ...]]:
+    """Every event in PostgreSQL: type, id, campaign, microseconds of both times."""
+    with writer.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT kind, id, coalesce(campaign_id, 0),
+                (extract(epoch FROM created_at) * 1000000)::bigint, (extract(epoch FROM inserted_at) * 1000000)::bigint
+            FROM (
+                SELECT 'impression' AS kind, * FROM impressions UNION ALL SELECT 'click', * FROM clicks
+            ) AS events
+            ORDER BY kind DESC, id
+            """
+        )
+        return cursor.fetchall()
+
+
+def target_events(servers: Servers) -> list[tuple[Any, ...]]:
+    """Every event in ClickHouse, one logical row each."""
+    return servers.sink.query(
+        "reading events",
+        """
+        SELECT toString(event_type), event_id, campaign_id, toUnixTimestamp64Micro(created_at),
+            toUnixTimestamp64Micro(inserted_at)
+        FROM ad_events FINAL
+        ORDER BY event_type, event_id
+        """,
+    )
+
+
+def assert_agreement(writer: Connection, servers: Servers) -> None:
+    """Every event once with equal columns, every campaign-day with equal counts and spend."""
+    assert target_events(servers) == source_events(writer)
+    assert target_performance(servers) == source_performance(writer, servers.settings.reporting_timezone)
+
+
+def sync(servers: Servers, *, streams: list[Stream] | None = None, metrics_update: bool = True) -> int:
+    """Loads everything committed before the call, in this process; returns the number of windows it took."""
+    chosen = streams or list(STREAMS.values())
+    until = servers.source.now()
+    windows = 0
+    while True:
+        plans = planner.plan(servers.source, servers.ledger, servers.store, servers.settings, chosen, until=until)
+        for planned in plans:
+            for window in planned.windows:
+                windows += 1
+                if planned.stream.kind == "dimension":
+                    pipeline.load_dimension(
+                        servers.source,
+                        servers.sink,
+                        servers.ledger,
+                        servers.settings,
+                        planned.stream,
+                        uuid=planned.target_uuid,
+                    )
+                else:
+                    pipeline.load_window(
+                        servers.source,
+                        servers.sink,
+                        servers.ledger,
+                        servers.settings,
+                        planned.stream,
+                        window,
+                        table=EVENTS_TABLE,
+                        uuid=planned.target_uuid,
+                    )
+        if planner.complete(plans, until):
+            break
+    if metrics_update:
+        rebuild(servers)
+    return windows
+
+
+def rebuild(servers: Servers) -> int:
+    """Rebuilds whatever changed; returns the number of days."""
+    servers.ledger.mark_days(metrics.outdated_days(servers.sink, servers.settings))
+    return metrics.rebuild(servers.sink, servers.settings, metrics.dirty_days(servers.sink)).days

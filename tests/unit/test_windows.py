@@ -1,0 +1,132 @@
+"""Interval arithmetic against the same thing done instant by instant."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import BadInput
+from worker.windows import (
+    MICROSECOND,
+    ORIGIN,
+    Window,
+    contiguous_end,
+    cut,
+    day_bounds,
+    days_of_hours,
+    format_instant,
+    from_micros,
+    gaps,
+    merged,
+    parse_instant,
+    to_micros,
+)
+
+SPAN = 40
+
+
+def at(micros: int) -> datetime:
+    return ORIGIN + micros * MICROSECOND
+
+
+windows = st.tuples(st.integers(0, SPAN - 1), st.integers(1, 12)).map(
+    lambda pair: Window(at(pair[0]), at(min(SPAN, pair[0] + pair[1])))
+)
+many = st.lists(windows, max_size=12)
+
+
+def instants(some: list[Window]) -> set[int]:
+    return {micros for window in some for micros in range(to_micros(window.lo), to_micros(window.hi))}
+
+
+@given(many)
+def test_merging_keeps_every_instant_and_leaves_no_two_windows_that_meet(some: list[Window]) -> None:
+    result = merged(some)
+    assert instants(result) == instants(some)
+    assert all(a.hi < b.lo for a, b in pairwise(result))
+
+
+@given(many)
+def test_the_contiguous_end_is_the_first_instant_nobody_holds(some: list[Window]) -> None:
+    held = instants(some)
+    expected = next(micros for micros in range(SPAN + 2) if micros not in held)
+    assert to_micros(contiguous_end(some)) == expected
+
+
+@given(windows, many)
+def test_gaps_are_what_is_left(within: Window, taken: list[Window]) -> None:
+    result = gaps(within, taken)
+    assert instants(result) == instants([within]) - instants(taken)
+    assert all(a.hi < b.lo for a, b in pairwise(result))
+
+
+@given(windows, st.lists(st.integers(0, SPAN).map(at)))
+def test_cut_pieces_meet_and_are_the_window(window: Window, boundaries: list[datetime]) -> None:
+    pieces = cut(window, boundaries)
+    assert pieces[0].lo == window.lo
+    assert pieces[-1].hi == window.hi
+    assert all(a.hi == b.lo for a, b in pairwise(pieces))
+    assert {p.hi for p in pieces[:-1]} == {b for b in boundaries if window.lo < b < window.hi}
+
+
+@given(windows)
+def test_halves_meet_and_are_the_window(window: Window) -> None:
+    halves = window.halves()
+    if window.hi - window.lo == MICROSECOND:
+        assert halves is None
+    else:
+        assert halves is not None
+        assert halves[0].hi == halves[1].lo
+        assert instants(list(halves)) == instants([window])
+
+
+@given(st.datetimes(min_value=datetime(1900, 1, 1), max_value=datetime(2299, 12, 31)))  # noqa: DTZ001
+def test_an_instant_survives_its_text_and_its_microseconds(naive: datetime) -> None:
+    value = naive.replace(tzinfo=UTC)
+    assert parse_instant(format_instant(value)) == value
+    assert from_micros(to_micros(value)) == value
+
+
+@pytest.mark.parametrize("text", ["2026-11-17T09:00:00", "yesterday", "", "2026-13-01T00:00:00Z"])
+def test_text_that_names_no_instant_is_refused(text: str) -> None:
+    with pytest.raises(BadInput):
+        parse_instant(text)
+
+
+def test_a_window_must_not_be_empty() -> None:
+    with pytest.raises(BadInput, match="must end after it begins"):
+        Window(at(5), at(5))
+
+
+@pytest.mark.parametrize(
+    ("day", "zone", "hours"),
+    [
+        (date(2026, 3, 29), "Europe/Paris", 23),
+        (date(2026, 10, 25), "Europe/Paris", 25),
+        (date(2026, 11, 1), "America/New_York", 25),
+        (date(2026, 6, 1), "UTC", 24),
+        (date(2026, 9, 6), "America/Santiago", 23),  # the clocks change at midnight, so the day begins at one
+    ],
+)
+def test_days_have_as_many_hours_as_the_zone_gives_them(day: date, zone: str, hours: int) -> None:
+    bounds = day_bounds(day, ZoneInfo(zone))
+    assert bounds.hi - bounds.lo == timedelta(hours=hours)
+    assert bounds.lo.astimezone(ZoneInfo(zone)).date() == day
+    assert (bounds.hi - MICROSECOND).astimezone(ZoneInfo(zone)).date() == day
+
+
+@given(
+    st.datetimes(min_value=datetime(1950, 1, 1), max_value=datetime(2100, 1, 1)),  # noqa: DTZ001
+    st.sampled_from(["UTC", "Europe/Paris", "Asia/Kolkata", "Asia/Kathmandu", "America/St_Johns", "Pacific/Apia"]),
+)
+def test_an_event_lies_in_a_day_its_hour_touches(naive: datetime, zone: str) -> None:
+    value = naive.replace(tzinfo=UTC)
+    day = value.astimezone(ZoneInfo(zone)).date()
+    days = days_of_hours([to_micros(value) // 3_600_000_000], ZoneInfo(zone))
+    assert day in days
+    assert len(days) <= 2
