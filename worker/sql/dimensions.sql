@@ -33,7 +33,7 @@ WITH
     (
         SELECT advertiser_id, advertiser_name, is_deleted, created_at, updated_at
         FROM advertiser_dimension
-        WHERE _version < %(version)s
+        WHERE _version <= %(version)s
         ORDER BY advertiser_id, _version DESC
         LIMIT 1 BY advertiser_id
     )
@@ -57,7 +57,7 @@ WITH
     known AS
     (
         SELECT * FROM campaign_history
-        WHERE _version < %(version)s
+        WHERE _version <= %(version)s
         ORDER BY campaign_id, _version DESC, valid_from DESC
         LIMIT 1 BY campaign_id
     )

@@ -1,0 +1,83 @@
+"""Migrations: applied once and in order; what was applied must stay as it was."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from worker import migrate
+from worker.celery import Servers
+from worker.config import Settings
+from worker.errors import SchemaMismatch
+from worker.sink import Sink
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    target = tmp_path / "migrations"
+    shutil.copytree(migrate.MIGRATIONS, target)
+    return target
+
+
+def test_a_second_run_applies_nothing(servers: Servers) -> None:
+    assert migrate.migrate(servers.sink, servers.settings) == []
+    assert {entry.state for entry in migrate.status(servers.sink, servers.settings)} == {"applied"}
+    migrate.require_current(servers.sink, servers.settings)
+
+
+def test_before_the_first_run_everything_is_pending(bare_settings: Settings) -> None:
+    with Sink(bare_settings) as sink:
+        assert {entry.state for entry in migrate.status(sink, bare_settings)} == {"pending"}
+        with pytest.raises(SchemaMismatch, match="retailmedia migrate"):
+            migrate.require_current(sink, bare_settings)
+
+
+@pytest.mark.parametrize(("change", "told"), [("change", "was changed"), ("remove", "is gone")])
+def test_a_changed_or_vanished_file_is_refused_before_anything_is_applied(
+    servers: Servers, folder: Path, change: str, told: str
+) -> None:
+    path = folder / "0003_advertiser_dimension.sql"
+    if change == "change":
+        path.write_text(path.read_text() + "\n-- a word\n")
+    else:
+        path.unlink()
+    (folder / "0999_more.sql").write_text("CREATE TABLE more (x Int8) ENGINE = MergeTree ORDER BY x")
+    with pytest.raises(SchemaMismatch, match=told):
+        migrate.migrate(servers.sink, servers.settings, folder)
+    with pytest.raises(SchemaMismatch):
+        servers.sink.uuid("more")
+
+
+def test_a_new_file_is_applied(servers: Servers, folder: Path) -> None:
+    (folder / "0999_more.sql").write_text("CREATE TABLE more (x Int8) ENGINE = MergeTree ORDER BY x")
+    assert migrate.migrate(servers.sink, servers.settings, folder) == ["0999_more.sql"]
+    assert servers.sink.uuid("more")
+
+
+@pytest.mark.parametrize("name", ["fix.sql", "1_fix.sql"])
+def test_a_file_without_a_number_is_refused(servers: Servers, folder: Path, name: str) -> None:
+    (folder / name).write_text("SELECT 1")
+    with pytest.raises(SchemaMismatch, match="not named like"):
+        migrate.migrate(servers.sink, servers.settings, folder)
+
+
+def test_another_time_zone_renews_the_views_that_name_it(servers: Servers) -> None:
+    elsewhere = servers.settings.model_copy(update={"reporting_timezone": "Asia/Kathmandu"})
+    outdated = [entry.name for entry in migrate.status(servers.sink, elsewhere) if entry.state == "outdated"]
+    assert outdated == ["0004_campaign_dimension.sql"]
+    assert migrate.migrate(servers.sink, elsewhere) == outdated
+    (shown,) = servers.sink.query("looking", "SHOW CREATE TABLE campaign_dimension")[0]
+    assert "Asia/Kathmandu" in shown
+
+
+def test_the_calendar_reaches_five_years_ahead(servers: Servers) -> None:
+    ((first, ahead, weekend, total),) = servers.sink.query(
+        "looking",
+        "SELECT min(date_id), max(date_id) >= addYears(today(), 5), "
+        "countIf(is_weekend != (toDayOfWeek(date_id) IN (6, 7))), count() - uniqExact(date_id) FROM date_dimension",
+    )
+    assert str(first) == "1970-01-01"
+    assert ahead
+    assert (weekend, total) == (0, 0)
