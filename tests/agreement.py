@@ -39,7 +39,7 @@ def source_performance(writer: Connection, zone: str = "UTC") -> list[Row]:
 
 def target_performance(servers: Servers) -> list[Row]:
     """The same as ClickHouse has it ready."""
-    return servers.sink.query(  # type: ignore[return-value]
+    return servers.sink.query(
         "reading metrics",
         "SELECT date_id, campaign_id, impressions_count, clicks_count, spend_amount "
         "FROM daily_campaign_performance ORDER BY date_id, campaign_id",

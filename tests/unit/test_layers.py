@@ -35,7 +35,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for child in ast.walk(node)
     }
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in only_types:
             continue
