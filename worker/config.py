@@ -139,7 +139,7 @@ class Settings(BaseSettings):
         """Hard limit of one task: a third of the visibility timeout, so that Redis never redelivers a live one."""
         return self.visibility_timeout_seconds // 3
 
-    @cached_property
+    @property
     def zone(self) -> ZoneInfo:
         """`reporting_timezone` as a zone."""
         return ZoneInfo(self.reporting_timezone)
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
             )
         return address
 
-    @cached_property
+    @property
     def source_dsn(self) -> str:
         """The PostgreSQL DSN in force. Raises `Unreachable` if there is none."""
         given = self.postgres_dsn
@@ -173,7 +173,7 @@ class Settings(BaseSettings):
             )
         return self._resolve("POSTGRES_DSN", given)
 
-    @cached_property
+    @property
     def sink_dsn(self) -> str:
         """The ClickHouse DSN in force. Raises `Unreachable` if there is none."""
         given = self.clickhouse_dsn
@@ -184,12 +184,12 @@ class Settings(BaseSettings):
             )
         return self._resolve("CLICKHOUSE_DSN", given)
 
-    @cached_property
+    @property
     def broker_url(self) -> str:
         """The Redis URL in force. Raises `Unreachable` if there is none."""
         return self._resolve("REDIS_URL", self.redis_url)
 
-    @cached_property
+    @property
     def sink_address(self) -> ClickHouseAddress:
         """The ClickHouse DSN in parts. Raises `BadInput` if it is not one."""
         parts = urlsplit(self.sink_dsn)
@@ -209,9 +209,20 @@ class Settings(BaseSettings):
         )
 
     def server_label(self, which: Literal["postgres", "clickhouse", "redis"]) -> str:
-        """Host, port and database of a server for people: never its user's password."""
-        dsn = {"postgres": self.source_dsn, "clickhouse": self.sink_dsn, "redis": self.broker_url}[which]
+        """Host, port and database of a server, for people; never its user or password."""
+        match which:
+            case "postgres":
+                dsn = self.source_dsn
+            case "clickhouse":
+                dsn = self.sink_dsn
+            case "redis":
+                dsn = self.broker_url
         parts = urlsplit(dsn)
+        if not parts.scheme:
+            # libpq also takes `host=… port=… dbname=… password=…`.
+            known = dict(re.findall(r"\b(host|hostaddr|port|dbname)\s*=\s*'?([^\s']+)", dsn))
+            host, port = known.get("host") or known.get("hostaddr") or "localhost", known.get("port", "")
+            return f"{host}{f':{port}' if port else ''}{'/' + known['dbname'] if 'dbname' in known else ''}"
         try:
             port = f":{parts.port}" if parts.port else ""
         except ValueError:

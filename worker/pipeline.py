@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -52,9 +53,22 @@ class Loaded:
     already: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One reading of one window: what every chunk of it has in common."""
+
+    settings: Settings
+    stream: Stream
+    window: Window
+    table: str
+    uuid: UUID
+    version: int
+    run_id: str
+
+
 @dataclass(slots=True)
 class _Tally:
-    """What has been seen of a window so far."""
+    """What was seen of a window or of one of its chunks. `left` are days that older versions of its events leave."""
 
     extracted: int = 0
     loaded: int = 0
@@ -64,6 +78,17 @@ class _Tally:
     content: int = 0
     hours: set[int] = field(default_factory=set)
     left: set[date] = field(default_factory=set)
+
+    def add(self, other: _Tally) -> None:
+        """Adds what was seen of a chunk."""
+        self.extracted += other.extracted
+        self.loaded += other.loaded
+        self.quarantined += other.quarantined
+        self.first = min(self.first, other.first)
+        self.last = max(self.last, other.last)
+        self.content = (self.content + other.content) % 2**64
+        self.hours |= other.hours
+        self.left |= other.left
 
 
 def content_hash(columns: EventColumns) -> int:
@@ -114,17 +139,9 @@ def load_window(
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
         if _covered(window, ledger.committed(stream, uuid, window, generation)):
             return Loaded(0, 0, 0, 0, already=True)
-        version = snapshot.version(generation)
-        tally = _Tally()
-        chunks = source.read_events(stream, window, settings.chunk_rows)
-        try:
-            for number, chunk in enumerate(chunks):
-                token = dedup_token(uuid, stream, window, version, number)
-                _load_chunk(sink, ledger, settings, stream, window, chunk, tally, table, uuid, version, token, run_id)
-                on_rows(len(chunk))
-        finally:
-            chunks.close()  # type: ignore[attr-defined]
-    _verify(sink, stream, window, tally, table, version)
+        reading = _Reading(settings, stream, window, table, uuid, snapshot.version(generation), run_id)
+        tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
+    _verify(sink, reading, tally)
     days = days_of_hours(tally.hours, settings.zone) | tally.left
     if tally.extracted:
         days |= ledger.superseded_days(stream, uuid, window)
@@ -134,7 +151,7 @@ def load_window(
         uuid,
         window,
         run_id=run_id,
-        version=version,
+        version=reading.version,
         rows=tally.loaded,
         quarantined=tally.quarantined,
         content_hash=tally.content,
@@ -152,45 +169,59 @@ def _covered(window: Window, commits: list[Window]) -> bool:
     return position >= window.hi
 
 
-def _load_chunk(
-    sink: Sink,
-    ledger: Ledger,
-    settings: Settings,
-    stream: Stream,
-    window: Window,
-    chunk: EventColumns,
-    tally: _Tally,
-    table: str,
-    uuid: UUID,
-    version: int,
-    token: str,
-    run_id: str,
-) -> None:
-    leaving = days_of_hours(_hours_present(sink, stream, chunk, table), settings.zone)
-    if leaving - tally.left:
-        ledger.note_superseding(stream, uuid, window, leaving, token)
-    tally.left |= leaving
+def _load_chunks(
+    sink: Sink, reading: _Reading, chunks: Iterator[EventColumns], on_rows: Callable[[int], None]
+) -> _Tally:
+    """Loads chunks as they come, two at a time on two sessions: while ClickHouse writes one, the next is packed."""
+    tally = _Tally()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="chunk") as pool:
+        flying: Future[_Tally] | None = None
+        try:
+            for number, chunk in enumerate(chunks):
+                if number % 2 == 1:
+                    flying = pool.submit(_load_chunk, sink.twin(), reading, chunk, number)
+                    continue
+                done = [_load_chunk(sink, reading, chunk, number)]
+                if flying is not None:
+                    done.append(flying.result())
+                    flying = None
+                for part in done:
+                    tally.add(part)
+                    on_rows(part.extracted)
+            if flying is not None:
+                part = flying.result()
+                tally.add(part)
+                on_rows(part.extracted)
+        finally:
+            chunks.close()  # type: ignore[attr-defined]
+    return tally
+
+
+def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int) -> _Tally:
+    """Sets aside rows that cannot be loaded, notes the days about to be left, and inserts the rest in one block."""
+    stream, zone = reading.stream, reading.settings.zone
+    token = dedup_token(reading.uuid, stream, reading.window, reading.version, number)
+    left = days_of_hours(_hours_present(sink, stream, chunk, reading.table), zone)
+    if left:
+        Ledger(sink).note_superseding(stream, reading.uuid, reading.window, left, token)
 
     refused: dict[int, str] = {}
     for rule, rows in refusals(chunk):
         refused.update((int(position), rule) for position in np.flatnonzero(rows))
-    _insert(sink, stream, chunk, refused, table, version, token)
+    _insert(sink, stream, chunk, refused, reading.table, reading.version, token)
 
+    loaded = chunk
     if refused:
-        _quarantine(sink, stream, window, chunk, refused, version, token, run_id)
+        _quarantine(sink, reading, chunk, refused, token)
         kept = np.ones(len(chunk), dtype=bool)
         kept[list(refused)] = False
         loaded = chunk.take(kept)
-    else:
-        loaded = chunk
-    tally.extracted += len(chunk)
-    tally.loaded += len(loaded)
-    tally.quarantined += len(refused)
+    tally = _Tally(len(chunk), len(loaded), len(refused), left=left)
     if len(loaded):
-        tally.first = min(tally.first, int(loaded.event_id.min()))
-        tally.last = max(tally.last, int(loaded.event_id.max()))
-        tally.content = (tally.content + content_hash(loaded)) % 2**64
-        tally.hours.update(int(hour) for hour in np.unique(loaded.created_at // HOUR_MICROS))
+        tally.first, tally.last = int(loaded.event_id.min()), int(loaded.event_id.max())
+        tally.content = content_hash(loaded)
+        tally.hours = {int(hour) for hour in np.unique(loaded.created_at // HOUR_MICROS)}
+    return tally
 
 
 def _hours_present(sink: Sink, stream: Stream, chunk: EventColumns, table: str) -> set[int]:
@@ -262,16 +293,8 @@ def _block(
     }
 
 
-def _quarantine(
-    sink: Sink,
-    stream: Stream,
-    window: Window,
-    chunk: EventColumns,
-    refused: dict[int, str],
-    version: int,
-    token: str,
-    run_id: str,
-) -> None:
+def _quarantine(sink: Sink, reading: _Reading, chunk: EventColumns, refused: dict[int, str], token: str) -> None:
+    stream, window = reading.stream, reading.window
     rows = []
     for position, rule in sorted(refused.items()):
         event_id = int(chunk.event_id[position])
@@ -281,7 +304,9 @@ def _quarantine(
             "created_at": _shown(int(chunk.created_at[position])),
             "inserted_at": _shown(int(chunk.inserted_at[position])),
         }
-        rows.append((stream.name, event_id, json.dumps(row), rule[:200], window.lo, window.hi, run_id, version))
+        rows.append(
+            (stream.name, event_id, json.dumps(row), rule[:200], window.lo, window.hi, reading.run_id, reading.version)
+        )
     columns = ("stream", "event_id", "row", "rule", "lo", "hi", "run_id", "_version")
     sink.insert_rows("quarantined_events", columns, rows, token=f"quarantine/{token}")
 
@@ -298,24 +323,25 @@ def _shown(micros: int) -> str | None:
         return f"{micros} microseconds since 1970"
 
 
-def _verify(sink: Sink, stream: Stream, window: Window, tally: _Tally, table: str, version: int) -> None:
+def _verify(sink: Sink, reading: _Reading, tally: _Tally) -> None:
     """Compares what the table holds of this reading with what was read.
 
     Counted as they lie first; where a block was inserted twice under different tokens, as distinct rows.
     """
     if not tally.loaded:
         return
+    stream, window = reading.stream, reading.window
     parameters = {
         "event_type": stream.event_type,
         "first": tally.first,
         "last": tally.last,
         "lo": window.lo,
         "hi": window.hi,
-        "version": version,
+        "version": reading.version,
     }
     found: tuple[int, int] = (0, 0)
     for distinct in ("", "GROUP BY event_id, campaign_id, created_at, inserted_at"):
-        statement = named("events", "loaded").format(table=quoted(table), distinct=distinct)
+        statement = named("events", "loaded").format(table=quoted(reading.table), distinct=distinct)
         count, content = sink.query("verifying a window", statement, parameters)[0]
         found = (int(count), int(content))
         if found == (tally.loaded, tally.content):

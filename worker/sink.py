@@ -19,64 +19,13 @@ import tenacity
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver
 
+from worker import transient
 from worker.config import Settings
 from worker.errors import RefusedRows, SchemaMismatch, SinkFailure, TransientSink, Unreachable
 from worker.sql import named
 from worker.windows import instant
 
 log = structlog.get_logger()
-
-TRANSIENT_CODES = frozenset(
-    {
-        3,  # UNEXPECTED_END_OF_FILE
-        32,  # ATTEMPT_TO_READ_AFTER_EOF
-        74,  # CANNOT_READ_FROM_FILE_DESCRIPTOR
-        75,  # CANNOT_WRITE_TO_FILE_DESCRIPTOR
-        95,  # CANNOT_READ_FROM_SOCKET
-        96,  # CANNOT_WRITE_TO_SOCKET
-        159,  # TIMEOUT_EXCEEDED
-        198,  # DNS_ERROR
-        201,  # QUOTA_EXCEEDED
-        202,  # TOO_MANY_SIMULTANEOUS_QUERIES
-        203,  # NO_FREE_CONNECTION
-        209,  # SOCKET_TIMEOUT
-        210,  # NETWORK_ERROR
-        236,  # ABORTED
-        241,  # MEMORY_LIMIT_EXCEEDED
-        242,  # TABLE_IS_READ_ONLY
-        243,  # NOT_ENOUGH_SPACE
-        252,  # TOO_MANY_PARTS
-        279,  # ALL_CONNECTION_TRIES_FAILED
-        285,  # TOO_FEW_LIVE_REPLICAS
-        286,  # UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE
-        319,  # UNKNOWN_STATUS_OF_INSERT
-        394,  # QUERY_WAS_CANCELLED
-        410,  # PART_IS_LOST_FOREVER while another replica has it
-        425,  # SYSTEM_ERROR
-        439,  # CANNOT_SCHEDULE_TASK
-        473,  # DEADLOCK_AVOIDED
-        517,  # CANNOT_ASSIGN_ALTER
-        999,  # KEEPER_EXCEPTION
-    }
-)
-"""ClickHouse codes worth a retry."""
-
-REFUSED_VALUE_CODES = frozenset(
-    {
-        6,  # CANNOT_PARSE_TEXT
-        38,  # CANNOT_PARSE_DATE
-        41,  # CANNOT_PARSE_DATETIME
-        53,  # TYPE_MISMATCH
-        69,  # ARGUMENT_OUT_OF_BOUND
-        70,  # CANNOT_CONVERT_TYPE
-        321,  # VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
-        349,  # CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
-        407,  # DECIMAL_OVERFLOW
-        469,  # VIOLATED_CONSTRAINT
-        691,  # UNKNOWN_ELEMENT_OF_ENUM
-    }
-)
-"""ClickHouse codes that speak of the values in a block, so that some of its rows may still load."""
 
 RELIED_ON = {"async_insert": 0, "insert_deduplicate": 1, "date_time_overflow_behavior": "throw"}
 """Settings without which an insert would mean something else. Every setting is sent as important: a server that does
@@ -95,9 +44,9 @@ def first_sentence(text: str) -> str:
 def _translated(doing: str, error: Exception, where: str) -> Exception:
     if isinstance(error, driver.ServerException):
         message = f"ClickHouse failed while {doing}: {first_sentence(error.message)} (code {error.code})."
-        if error.code in TRANSIENT_CODES:
+        if transient.clickhouse(error.code):
             return TransientSink(message, code=error.code)
-        if error.code in REFUSED_VALUE_CODES:
+        if error.code in transient.CLICKHOUSE_REFUSED_VALUES:
             return RefusedRows(message, code=error.code)
         if error.code in {60, 81}:
             return SchemaMismatch(f"{message} Create the schema with `retailmedia migrate`.")
@@ -119,12 +68,21 @@ class Sink:
         self._address = settings.sink_address
         self.database = database or self._address.database
         self._clients: dict[bool, Client] = {}
+        self._twin: Sink | None = None
+
+    def twin(self) -> Sink:
+        """A second sink on the same server, with sessions of its own, for a second thread; closed with this one."""
+        if self._twin is None:
+            self._twin = Sink(self._settings, database=self.database)
+        return self._twin
 
     def close(self) -> None:
         """Closes the sessions; the next statement opens others."""
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             client.disconnect()
+        if self._twin is not None:
+            self._twin.close()
 
     def __enter__(self) -> Sink:
         return self

@@ -8,13 +8,16 @@ thread of one process; open it after a fork.
 from __future__ import annotations
 
 import io
+import os
 import queue
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +28,9 @@ import tenacity
 from numpy.typing import NDArray
 from psycopg2 import sql as pgsql
 
+from worker import transient
 from worker.config import Settings
+from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
 from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
 from worker.sql import named
 from worker.streams import Stream
@@ -36,11 +41,8 @@ log = structlog.get_logger()
 READER = "retailmedia reader"
 """Application name of every session opened here; the horizon leaves these read-only sessions out."""
 
-TRANSIENT_CLASSES = frozenset({"08", "53", "57"})
-"""SQLSTATE classes worth a retry: connection failures, out of resources, operator intervention."""
-
-TRANSIENT_STATES = frozenset({"40001", "40P01", "55P03", "55006", "58000", "58030", "72000"})
-"""Single SQLSTATEs worth a retry: serialization failure, deadlock, lock not available, object in use, system errors."""
+GRACE_SECONDS = 15
+"""How much longer than the server's own limit a statement may take before its connection is cut."""
 
 T = TypeVar("T")
 Int64s = NDArray[np.int64]
@@ -48,9 +50,9 @@ Int64s = NDArray[np.int64]
 _EPOCH_2000 = 946_684_800_000_000  # microseconds from 1970 to 2000, where PostgreSQL counts from
 _INFINITY = np.iinfo(np.int64).max
 _MINUS_INFINITY = np.iinfo(np.int64).min
-_HEADER_BYTES = 19
 _ROW = np.dtype(
-    [("fields", ">i2")] + [item for i in range(4) for item in ((f"length{i}", ">i4"), (f"value{i}", ">i8"))]
+    [("kind", "u1"), ("size", ">i4"), ("fields", ">i2")]
+    + [item for i in range(4) for item in ((f"length{i}", ">i4"), (f"value{i}", ">i8"))]
 )
 
 
@@ -95,6 +97,31 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class TableFacts:
+    """What syncing needs of a source table and whether it is there; of a dimension only that it can be read."""
+
+    name: str
+    exists: bool
+    readable: bool
+    inserted_at: str
+    not_null: bool
+    indexed: bool
+    triggered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTotals:
+    """Counts of one instant, and the sums of bids over events, each at its campaign's bid of now."""
+
+    advertisers: int
+    campaigns: int
+    impressions: int
+    clicks: int
+    bids_of_impressions: Decimal
+    bids_of_clicks: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class EventColumns:
     """Events as columns of equal length; instants in microseconds since 1970 UTC, infinities as int64 extremes."""
 
@@ -113,11 +140,6 @@ class EventColumns:
         )
 
 
-def is_transient(sqlstate: str | None) -> bool:
-    """Whether a statement that failed so may succeed later. No SQLSTATE means the connection itself failed."""
-    return sqlstate is None or sqlstate[:2] in TRANSIENT_CLASSES or sqlstate in TRANSIENT_STATES
-
-
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
     try:
@@ -127,13 +149,13 @@ def _translated(doing: str) -> Iterator[None]:
         text = (error.diag.message_primary if error.diag else None) or str(error).strip().partition("\n")[0]
         message = f"PostgreSQL failed while {doing}: {text}{f' (SQLSTATE {state})' if state else ''}."
         connection_lost = state is None and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-        if connection_lost or (state is not None and is_transient(state)):
+        if connection_lost or (state is not None and transient.postgres(state)):
             raise TransientSource(message, sqlstate=state) from error
         raise SourceFailure(message, sqlstate=state) from error
 
 
 def decode_events(buffer: bytes | bytearray | memoryview) -> EventColumns:
-    """Columns from whole rows of the binary COPY format, header and trailer removed.
+    """Columns from whole rows of the binary COPY format, each in its protocol message.
 
     Raises `SourceFailure` where a row is not four fields of eight bytes.
     """
@@ -153,27 +175,6 @@ def _since_1970(micros: Int64s) -> Int64s:
     # Near the upper end the sum would wrap; what lies there is 'infinity', which stays the extreme it is.
     finite = (micros != _INFINITY) & (micros != _MINUS_INFINITY)
     return np.where(finite, micros + np.where(finite, _EPOCH_2000, 0), micros)
-
-
-class _Pump(io.RawIOBase):
-    """The writable end of a bounded queue of byte blocks; writing stops with an error once the reader is gone."""
-
-    def __init__(self, blocks: queue.Queue[bytes | BaseException | None], gone: threading.Event) -> None:
-        self._blocks = blocks
-        self._gone = gone
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        block = bytes(data)
-        while not self._gone.is_set():
-            try:
-                self._blocks.put(block, timeout=0.2)
-                return len(block)
-            except queue.Full:
-                continue
-        raise BrokenPipeError("the reader of this COPY is gone")
 
 
 class Source:
@@ -207,6 +208,7 @@ class Source:
                     settings.source_dsn,
                     application_name=READER,
                     connect_timeout=settings.connect_timeout_seconds,
+                    gssencmode="disable",
                     keepalives_idle=10,
                     keepalives_interval=5,
                     keepalives_count=3,
@@ -231,7 +233,7 @@ class Source:
     @contextmanager
     def _deadline(self, connection: psycopg2.extensions.connection) -> Iterator[None]:
         """Cuts the socket if the server has not answered well after it should have timed out by itself."""
-        seconds = self._settings.postgres_statement_timeout_seconds + 15
+        seconds = self._settings.postgres_statement_timeout_seconds + GRACE_SECONDS
         timer = threading.Timer(seconds, _cut, args=(connection,))
         timer.daemon = True
         timer.start()
@@ -283,6 +285,14 @@ class Source:
         """standby, reads_all_stats, role, database and version of this session's server."""
         row = self._query("checking privileges", named("source", "privileges"))[0]
         return dict(zip(("standby", "reads_all_stats", "role", "database", "version"), row, strict=True))
+
+    def tables(self) -> list[TableFacts]:
+        """How the source tables stand; for `doctor`."""
+        return [TableFacts(*row) for row in self._query("looking at its tables", named("source", "tables"))]
+
+    def totals(self) -> SourceTotals:
+        """Exact totals. Reads both event tables whole."""
+        return SourceTotals(*self._query("adding up its tables", named("source", "totals"))[0])
 
     def require_safe(self) -> None:
         """Raises `HorizonUnsafe` where open transactions of others cannot be seen, so that rows would be lost."""
@@ -391,76 +401,137 @@ class Source:
                     self.close()
 
     def read_events(self, stream: Stream, window: Window, chunk_rows: int) -> Iterator[EventColumns]:
-        """The window's rows in (inserted_at, id) order, in chunks of at most `chunk_rows`, within the open snapshot.
+        """The window's rows in (inserted_at, id) order within the open snapshot, in chunks of `chunk_rows`; the last
+        may be shorter.
 
-        PostgreSQL is read ahead by at most three chunks while the caller works. Raises `TransientSource`.
+        The same rows always fall into the same chunks: a chunk's number is part of its deduplication token. Two
+        chunks are read ahead while the caller works. Raises `TransientSource`.
         """
         connection = self._open()
         copy = self._on_table("read_events", stream)
         with connection.cursor() as cursor:
-            statement = cursor.mogrify(copy, {"lo": window.lo, "hi": window.hi})
-        stride = _ROW.itemsize
-        pending = bytearray()
-        header_left = _HEADER_BYTES
-        for block in self._copied(connection, statement, chunk_rows * stride):
-            piece = memoryview(block)
-            if header_left:
-                skipped = min(header_left, len(piece))
-                piece = piece[skipped:]
-                header_left -= skipped
-            pending += piece
-            while len(pending) >= chunk_rows * stride:
-                yield decode_events(bytes(memoryview(pending)[: chunk_rows * stride]))
-                del pending[: chunk_rows * stride]
-        if len(pending) % stride != 2 or pending[-2:] != b"\xff\xff":
-            raise TransientSource(f"PostgreSQL ended the copy of {stream.source_table} in the middle of a row.")
-        if len(pending) > 2:
-            yield decode_events(bytes(memoryview(pending)[:-2]))
+            statement: bytes = cursor.mogrify(copy, {"lo": window.lo, "hi": window.hi})
+        frames = CopyFrames(_ROW.itemsize - MESSAGE_HEAD)
+        chunk_bytes = chunk_rows * frames.stride
+        pieces = (
+            self._through_libpq(connection, statement)
+            if connection.info.ssl_in_use
+            else self._from_socket(connection, statement)
+        )
+        for chunk in self._read_ahead(connection, _chunks(pieces, frames, chunk_bytes)):
+            yield decode_events(chunk)
 
-    def _copied(
-        self, connection: psycopg2.extensions.connection, statement: bytes, block_bytes: int
-    ) -> Iterator[bytes]:
-        blocks: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=2)
+    def _from_socket(self, connection: psycopg2.extensions.connection, statement: bytes) -> Iterator[bytes]:
+        """What the server sends, megabytes at a time, off the session's own socket.
+
+        libpq hands a COPY over row by row, which costs more than all else that is done with a row. Between statements
+        it keeps no bytes back, so the socket may be used for one and left as it was found: awaiting the next.
+        """
+        patience = self._settings.postgres_statement_timeout_seconds + GRACE_SECONDS
+        with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+            # A time limit, not blocking mode: libpq's descriptor shares the flag and must stay non-blocking.
+            wire.settimeout(patience)
+            wire.sendall(struct.pack(">ci", b"Q", len(statement) + 5) + statement + b"\x00")
+            while True:
+                data = wire.recv(1 << 20)
+                if not data:
+                    raise TransientSource("PostgreSQL closed the connection in the middle of a copy.")
+                yield data
+
+    def _through_libpq(self, connection: psycopg2.extensions.connection, statement: bytes) -> Iterator[bytes]:
+        """The same bytes where the session is encrypted and only libpq can read it: slower, row by row."""
+        out = io.BytesIO()
+        blocks: queue.Queue[bytes] = queue.Queue(maxsize=4)
         gone = threading.Event()
 
+        class Pump:
+            def write(self, row: bytes) -> int:
+                out.write(struct.pack(">ci", b"d", len(row) + 4))
+                out.write(row)
+                if out.tell() >= 1 << 20:
+                    self.flush()
+                return len(row)
+
+            def flush(self) -> None:
+                block = out.getvalue()
+                out.seek(0)
+                out.truncate()
+                while not gone.is_set():
+                    try:
+                        blocks.put(block, timeout=0.2)
+                        return
+                    except queue.Full:
+                        continue
+                raise BrokenPipeError("the reader of this copy is gone")
+
+        pump = Pump()
+        failed: list[BaseException] = []
+
         def copy() -> None:
-            end: BaseException | None = None
             try:
-                with (
-                    io.BufferedWriter(_Pump(blocks, gone), buffer_size=block_bytes) as out,
-                    connection.cursor() as cursor,
-                ):
-                    cursor.copy_expert(statement, out)
-            except BaseException as error:  # carried over to the reading thread, whatever it is
-                end = error
-            while not gone.is_set():
-                try:
-                    blocks.put(end, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
+                with connection.cursor() as cursor:
+                    cursor.copy_expert(statement, pump)
+                out.write(b"Z\x00\x00\x00\x05I")
+                pump.flush()
+            except BaseException as error:  # carried over to the reading side, whatever it is
+                failed.append(error)
 
         thread = threading.Thread(target=copy, name="copy", daemon=True)
-        patience = self._settings.postgres_statement_timeout_seconds + 15
         thread.start()
-        finished = False
         try:
             while True:
                 try:
-                    block = blocks.get(timeout=patience)
+                    yield blocks.get(timeout=0.2)
                 except queue.Empty:
-                    raise TransientSource(f"PostgreSQL sent nothing for {patience} s while copying.") from None
-                if block is None:
-                    finished = True
-                    return
-                if isinstance(block, BaseException):
-                    with _translated("copying rows"):
-                        raise block
-                yield block
+                    if failed:
+                        with _translated("copying rows"):
+                            raise failed[0] from None
         finally:
             gone.set()
-            if not finished:
-                # A copy that is not read to its end leaves the session unusable.
+
+    def _read_ahead(self, connection: psycopg2.extensions.connection, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """`chunks`, drawn in a thread of their own, two ahead. A session whose copy was not read out is closed."""
+        ahead: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=2)
+        gone = threading.Event()
+
+        def put(item: bytes | BaseException | None) -> bool:
+            while not gone.is_set():
+                try:
+                    ahead.put(item, timeout=0.2)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def read() -> None:
+            end: BaseException | None = None
+            try:
+                for chunk in chunks:
+                    if not put(chunk):
+                        return
+            except BaseException as error:  # carried over to the reading side, whatever it is
+                end = error
+            put(end)
+
+        thread = threading.Thread(target=read, name="read-ahead", daemon=True)
+        thread.start()
+        clean = False
+        try:
+            while True:
+                item = ahead.get()
+                if item is None:
+                    clean = True
+                    return
+                if isinstance(item, BaseException):
+                    # After an error that the server reported itself the session goes on; _chunks has read it out.
+                    clean = isinstance(item, SourceFailure) and item.sqlstate is not None
+                    if isinstance(item, OSError | ProtocolError):
+                        raise TransientSource(f"PostgreSQL failed while copying rows: {item or type(item).__name__}.")
+                    raise item
+                yield item
+        finally:
+            gone.set()
+            if not clean:
                 _cut(connection)
                 thread.join(timeout=10)
                 self.close()
@@ -480,6 +551,28 @@ class Source:
                         break
                     yield rows
                 cursor.execute("CLOSE dimension")
+
+
+def _chunks(pieces: Iterator[bytes], frames: CopyFrames, size: int) -> Iterator[bytes]:
+    """Rows of `size` bytes together, the last ones fewer, with their message heads.
+
+    Reads on to the point where the server awaits the next statement, also after an error. Raises `SourceFailure`
+    for what the server reports, `ProtocolError` where rows are missing.
+    """
+    for piece in pieces:
+        frames.feed(piece)
+        while len(frames.rows) >= size:
+            yield frames.take(size)
+        if frames.ready:
+            break
+    if frames.failure is not None:
+        state, text = frames.failure.get("C", "XX000"), frames.failure.get("M", "no reason given")
+        kind = TransientSource if transient.postgres(state) else SourceFailure
+        raise kind(f"PostgreSQL failed while copying rows: {text} (SQLSTATE {state}).", sqlstate=state)
+    if not frames.complete:
+        raise ProtocolError("the copy ended before its end")
+    if frames.rows:
+        yield frames.take(len(frames.rows))
 
 
 def _cut(connection: psycopg2.extensions.connection) -> None:

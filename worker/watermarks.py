@@ -164,6 +164,29 @@ class WatermarkStore:
         with self._translated():
             self._redis.ping()
 
+    def server(self) -> dict[str, str]:
+        """Redis's version, its eviction policy where it says so, and its clock in seconds since 1970."""
+        with self._translated():
+            found: dict[str, Any] = self._redis.info()
+            seconds, micros = self._redis.time()
+        return {
+            "version": str(found.get("redis_version", "")),
+            "maxmemory_policy": str(found.get("maxmemory_policy", "")),
+            "time": f"{seconds}.{micros:06d}",
+        }
+
+    def release_all(self) -> int:
+        """Ends every lease and takes every window out of flight: what dead workers left. Only while none runs.
+
+        Returns how many there were. Without this a start after a crash waits until they run out by themselves.
+        """
+        ended = 0
+        with self._translated():
+            for pattern in ("lease", "inflight"):
+                for key in self._redis.scan_iter(match=f"{PREFIX}:{pattern}:*", count=500):
+                    ended += self._redis.delete(key)
+        return ended
+
     def script(self, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Runs a Lua script."""
         with self._translated():

@@ -130,7 +130,21 @@ def test_seed_and_now_repeat_a_run(conn: Connection) -> None:
 
 def test_history_in_bulk(conn: Connection) -> None:
     told = run(
-        "history", "--events", "3000", "--days", "10", "--campaigns", "5", "--advertisers", "2", "--batch-rows", "500"
+        "history",
+        "--events",
+        "3000",
+        "--days",
+        "10",
+        "--campaigns",
+        "5",
+        "--advertisers",
+        "2",
+        "--batch-rows",
+        "500",
+        "--seed",
+        "1",
+        "--now",
+        "2026-03-11T12:00:00Z",
     )
     assert told.startswith("Added 2 advertisers (ids 1 to 2), 5 campaigns (ids 1 to 5), ")
     events = value(conn, "SELECT (SELECT count(*) FROM impressions) + (SELECT count(*) FROM clicks)")

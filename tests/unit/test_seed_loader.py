@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seed import loader
@@ -19,6 +19,7 @@ def test_events_are_encoded_field_by_field() -> None:
     assert encoded == b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0) + expected + struct.pack(">h", -1)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(-(2**50), 2**50), max_size=40),
     st.data(),

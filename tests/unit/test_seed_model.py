@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seed import flights, model, names
@@ -27,6 +27,7 @@ def test_an_instant_without_a_zone_is_refused() -> None:
         model.microseconds(NOW.replace(tzinfo=None))
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_arrival_delays_fall_into_their_bands(seed: int) -> None:
     delays = model.arrival_delays(np.random.default_rng(seed), 20_000)
@@ -47,6 +48,7 @@ def test_late_arrivals_reach_the_end_of_their_bands() -> None:
     assert late.max() > 5 * model.HOUR
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 2**62), min_size=1, max_size=50))
 def test_ctr_stays_within_its_bounds_and_belongs_to_the_id(ids: list[int]) -> None:
     rates = model.click_through_rates(ids)
@@ -63,6 +65,7 @@ def test_ctr_is_around_four_clicks_in_a_thousand_and_differs_between_campaigns()
     assert np.corrcoef(rates[:-1], rates[1:])[0, 1] == pytest.approx(0, abs=0.05)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(50, 500))
 def test_a_few_campaigns_get_most_of_the_traffic(seed: int, count: int) -> None:
     shares = np.sort(model.popularity(np.random.default_rng(seed), count))[::-1]
@@ -72,6 +75,7 @@ def test_a_few_campaigns_get_most_of_the_traffic(seed: int, count: int) -> None:
     assert shares[count // 2 :].sum() < 0.2
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_bids_are_cents_from_30_to_300(seed: int) -> None:
     bids = flights.bids(np.random.default_rng(seed), 2_000)
@@ -81,6 +85,7 @@ def test_bids_are_cents_from_30_to_300(seed: int) -> None:
     assert len(set(bids)) > 100
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_click_delays_are_a_second_to_half_an_hour(seed: int) -> None:
     delays = model.click_delays(np.random.default_rng(seed), 5_000)
@@ -89,6 +94,7 @@ def test_click_delays_are_a_second_to_half_an_hour(seed: int) -> None:
     assert 20 * model.SECOND < np.median(delays) < 80 * model.SECOND
 
 
+@settings(deadline=None)
 @given(seeds, st.lists(st.integers(0, 3 * model.HOUR), min_size=1, max_size=100))
 def test_no_click_is_before_its_impression_or_after_now(seed: int, ages: list[int]) -> None:
     shown_at = NOW_US - np.array(ages, dtype=np.int64)
@@ -98,6 +104,7 @@ def test_no_click_is_before_its_impression_or_after_now(seed: int, ages: list[in
     assert (clicked_at - shown_at <= 30 * model.MINUTE).all()
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**50), 2**51), st.integers(1, 40 * model.DAY), seeds)
 def test_traffic_stays_within_its_period(start: int, length: int, seed: int) -> None:
     traffic = model.rhythm(start, start + length)
@@ -150,6 +157,7 @@ def test_flights_are_of_every_kind() -> None:
     assert all(flight.days() >= 1 for flight in calendar)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(1, 20), st.integers(1, 720))
 def test_no_day_is_without_a_campaign(seed: int, count: int, days: int) -> None:
     today = date(2026, 3, 11)
@@ -159,6 +167,7 @@ def test_no_day_is_without_a_campaign(seed: int, count: int, days: int) -> None:
         assert any(flight.runs_on(day) for flight in calendar)
 
 
+@settings(deadline=None)
 @given(seeds, st.decimals("0.30", "3.00", places=2), st.floats(0, 1e12))
 def test_a_budget_buys_about_the_clicks_planned(seed: int, bid: Decimal, clicks: float) -> None:
     budget = flights.budget(np.random.default_rng(seed), bid, clicks)
@@ -169,6 +178,7 @@ def test_a_budget_buys_about_the_clicks_planned(seed: int, bid: Decimal, clicks:
         assert 0.75 < float(budget / bid) / clicks < 1.7
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(0, 12), st.integers(0, 60))
 def test_every_advertiser_gets_a_campaign_where_there_are_enough(seed: int, advertisers: int, campaigns: int) -> None:
     ids = list(range(100, 100 + advertisers))
@@ -185,6 +195,7 @@ def test_advertisers_have_names_of_their_own() -> None:
     assert all(name.strip() == name and 3 < len(name) < 60 for name in drawn)
 
 
+@settings(deadline=None)
 @given(seeds, st.text(max_size=300))
 def test_a_campaign_name_fits_its_column(seed: int, advertiser: str) -> None:
     name = names.campaign_name(np.random.default_rng(seed), advertiser)

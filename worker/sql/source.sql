@@ -15,6 +15,45 @@ SELECT
     current_database()::text AS database,
     current_setting('server_version_num')::int AS version
 
+-- name: tables
+-- Any index that begins with inserted_at serves, and any row trigger before UPDATE, whatever their names.
+SELECT
+    wanted.name,
+    relation IS NOT NULL,
+    coalesce(has_table_privilege(relation, 'SELECT'), false),
+    coalesce(format_type(stamp.atttypid, NULL), ''),
+    coalesce(stamp.attnotnull, false),
+    EXISTS (
+        SELECT FROM pg_index
+        WHERE indrelid = relation AND indkey[0] = stamp.attnum AND indisvalid AND indpred IS NULL
+    ),
+    EXISTS (
+        SELECT FROM pg_trigger
+        WHERE tgrelid = relation AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 19 = 19
+    )
+FROM unnest(ARRAY['advertiser', 'campaign', 'impressions', 'clicks']) WITH ORDINALITY AS wanted (name, place)
+CROSS JOIN LATERAL (SELECT to_regclass(wanted.name)::oid AS relation) AS found
+LEFT JOIN pg_attribute AS stamp ON stamp.attrelid = relation AND stamp.attname = 'inserted_at' AND NOT stamp.attisdropped
+ORDER BY wanted.place
+
+-- name: totals
+SELECT
+    (SELECT count(*) FROM advertiser),
+    (SELECT count(*) FROM campaign),
+    shown.events,
+    clicked.events,
+    shown.bids,
+    clicked.bids
+FROM
+    (
+        SELECT count(*) AS events, coalesce(sum(nullif(bid, 'NaN')), 0) AS bids
+        FROM impressions LEFT JOIN campaign ON campaign.id = campaign_id
+    ) AS shown,
+    (
+        SELECT count(*) AS events, coalesce(sum(nullif(bid, 'NaN')), 0) AS bids
+        FROM clicks LEFT JOIN campaign ON campaign.id = campaign_id
+    ) AS clicked
+
 -- name: now
 SELECT clock_timestamp()
 

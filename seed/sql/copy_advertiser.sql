@@ -1,0 +1,1 @@
+COPY advertiser (id, name, created_at) FROM STDIN (ENCODING 'UTF8')

@@ -1,0 +1,1 @@
+SELECT name FROM advertiser WHERE id = %(advertiser_id)s

@@ -1,0 +1,14 @@
+-- What ClickHouse holds, in one row, to be put beside PostgreSQL's.
+
+-- name: target
+-- `edited`: campaigns that had more than one bid.
+SELECT
+    (SELECT count() FROM advertiser_dimension FINAL WHERE NOT is_deleted) AS advertisers,
+    (SELECT count() FROM campaign_dimension WHERE NOT is_deleted) AS campaigns,
+    (SELECT sum(impressions_count) FROM daily_campaign_performance) AS impressions,
+    (SELECT sum(clicks_count) FROM daily_campaign_performance) AS clicks,
+    (SELECT sum(spend_amount) FROM daily_campaign_performance) AS spend,
+    (
+        SELECT count() FROM
+        (SELECT campaign_id FROM campaign_history FINAL GROUP BY campaign_id HAVING uniqExact(bid_amount) > 1)
+    ) AS edited
