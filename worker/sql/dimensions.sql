@@ -70,11 +70,11 @@ FROM {staging} AS fresh
 LEFT JOIN known ON known.campaign_id = fresh.campaign_id
 WHERE known._version = 0 OR known.is_deleted
     OR (fresh.campaign_name, fresh.bid_amount, fresh.budget_amount) != (known.campaign_name, known.bid_amount, known.budget_amount)
-    OR NOT (fresh.advertiser_id <=> known.advertiser_id)
-    OR NOT (fresh.start_date <=> known.start_date)
-    OR NOT (fresh.end_date <=> known.end_date)
-    OR NOT (fresh.created_at <=> known.created_at)
-    OR NOT (fresh.updated_at <=> known.updated_at)
+    OR ifNull(fresh.advertiser_id != known.advertiser_id, isNull(fresh.advertiser_id) != isNull(known.advertiser_id))
+    OR ifNull(fresh.start_date != known.start_date, isNull(fresh.start_date) != isNull(known.start_date))
+    OR ifNull(fresh.end_date != known.end_date, isNull(fresh.end_date) != isNull(known.end_date))
+    OR ifNull(fresh.created_at != known.created_at, isNull(fresh.created_at) != isNull(known.created_at))
+    OR ifNull(fresh.updated_at != known.updated_at, isNull(fresh.updated_at) != isNull(known.updated_at))
 UNION ALL
 SELECT
     campaign_id, %(taken_at)s, campaign_name, advertiser_id, bid_amount, budget_amount, start_date, end_date,

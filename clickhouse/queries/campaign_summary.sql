@@ -1,0 +1,32 @@
+-- Each campaign over a period, dearest first: impressions, clicks and spend, with CTR, CPM and CPC computed from those
+-- sums. Events without a campaign stand under campaign 0.
+-- first_day = 1970-01-01: first reporting day that counts
+-- last_day = 2299-12-31: last reporting day that counts
+-- limit = 1000: campaigns to show at most
+SELECT
+    daily.campaign_id AS campaign_id,
+    if(daily.campaign_id = 0, 'no campaign', ifNull(campaign.campaign_name, 'not yet known')) AS campaign_name,
+    campaign.advertiser_name AS advertiser_name,
+    daily.impressions AS impressions,
+    daily.clicks AS clicks,
+    daily.spend AS spend,
+    if(daily.impressions = 0, NULL, daily.clicks / daily.impressions) AS ctr,
+    if(daily.impressions = 0, NULL, toDecimal128(1000 * daily.spend / daily.impressions, 6)) AS cpm,
+    if(daily.clicks = 0, NULL, toDecimal128(daily.spend / daily.clicks, 6)) AS cpc,
+    daily.pricing_model AS pricing_model
+FROM
+(
+    SELECT
+        campaign_id,
+        sum(impressions_count) AS impressions,
+        sum(clicks_count) AS clicks,
+        sum(spend_amount) AS spend,
+        arrayStringConcat(arraySort(groupUniqArray(pricing_model)), ' + ') AS pricing_model
+    FROM daily_campaign_performance
+    WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32}
+    GROUP BY campaign_id
+) AS daily
+LEFT JOIN campaign_dimension AS campaign ON campaign.campaign_id = daily.campaign_id
+ORDER BY spend DESC, impressions DESC, campaign_id
+LIMIT {limit:UInt32}
+SETTINGS join_use_nulls = 1

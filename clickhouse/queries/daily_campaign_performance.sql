@@ -1,0 +1,23 @@
+-- Each campaign on each day, newest day first, with CTR, CPM and CPC as the product keeps them.
+-- first_day = 1970-01-01: first reporting day to show
+-- last_day = 2299-12-31: last reporting day to show
+-- campaign_id = 0: the one campaign to show, 0 for all
+-- limit = 1000: rows to show at most
+SELECT
+    daily.date_id AS date_id,
+    daily.campaign_id AS campaign_id,
+    if(daily.campaign_id = 0, 'no campaign', ifNull(campaign.campaign_name, 'not yet known')) AS campaign_name,
+    daily.impressions_count AS impressions,
+    daily.clicks_count AS clicks,
+    daily.spend_amount AS spend,
+    daily.ctr AS ctr,
+    daily.cpm AS cpm,
+    daily.cpc AS cpc,
+    daily.pricing_model AS pricing_model
+FROM daily_campaign_performance AS daily
+LEFT JOIN campaign_dimension AS campaign ON campaign.campaign_id = daily.campaign_id
+WHERE daily.date_id BETWEEN {first_day:Date32} AND {last_day:Date32}
+    AND ({campaign_id:Int64} = 0 OR daily.campaign_id = {campaign_id:Int64})
+ORDER BY date_id DESC, spend DESC, impressions DESC, campaign_id
+LIMIT {limit:UInt32}
+SETTINGS join_use_nulls = 1
