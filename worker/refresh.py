@@ -89,6 +89,15 @@ def begin(source: Source, sink: Sink, ledger: Ledger, settings: Settings, stream
     return begun
 
 
+def require_shadow(sink: Sink, ledger: Ledger, run: Run) -> None:
+    """Raises `Superseded` where the run's shadow is gone, and not because it went live."""
+    name = shadow_name(run.run_id)
+    if any(shadow.name == name and shadow.uuid == run.target_uuid for shadow in shadows(sink)):
+        return
+    if ledger.live(EVENT_STREAMS)[EVENTS_TABLE] != run.target_uuid:
+        raise Superseded(f"The shadow table of run {run.run_id} is gone: a newer full refresh took over.")
+
+
 def bring_along(sink: Sink, ledger: Ledger, streams: Sequence[Stream], shadow: str, uuid: UUID) -> None:
     """Links the partitions of streams that are not refreshed into the shadow, with their coverage so far."""
     if not streams:
@@ -144,8 +153,7 @@ def finish(
     if live[EVENTS_TABLE] == run.target_uuid:
         # Swapped by an earlier attempt that did not live to say so.
         return _finished(sink, ledger, settings, run, name)
-    if not any(shadow.name == name and shadow.uuid == run.target_uuid for shadow in shadows(sink)):
-        raise Superseded(f"The shadow table of run {run.run_id} is gone: a newer full refresh took over.")
+    require_shadow(sink, ledger, run)
     store.close_gate(GATE_SECONDS)
     try:
         deadline = now() + timedelta(seconds=GATE_SECONDS / 2)
@@ -184,12 +192,12 @@ def _drop_older(sink: Sink, run: Run) -> None:
 
 
 def _finished(sink: Sink, ledger: Ledger, settings: Settings, run: Run, name: str) -> Run:
-    # Under the shadow's name now lies what was live.
-    for shadow in shadows(sink):
-        if shadow.name == name and shadow.uuid != run.target_uuid:
-            sink.command("dropping the replaced table", f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
-    ledger.mark_all_days(settings.reporting_timezone)
-    log.info("refresh.swapped", run_id=run.run_id)
+    # Under the shadow's name now lies what was live. It goes last: once it is gone the days are known to be marked,
+    # and a step that comes again must not mark them again, or they would never be settled.
+    if any(shadow.name == name and shadow.uuid != run.target_uuid for shadow in shadows(sink)):
+        ledger.mark_all_days(settings.reporting_timezone)
+        sink.command("dropping the replaced table", f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
+        log.info("refresh.swapped", run_id=run.run_id)
     return run
 
 

@@ -12,3 +12,12 @@ SELECT
         SELECT count() FROM
         (SELECT campaign_id FROM campaign_history FINAL GROUP BY campaign_id HAVING uniqExact(bid_amount) > 1)
     ) AS edited
+
+-- name: rows
+-- Rows of each stream in the live tables.
+SELECT if(event_type = 'impression', 'impressions', 'clicks') AS stream, count() FROM ad_events FINAL GROUP BY stream
+SETTINGS do_not_merge_across_partitions_select_final = 1
+UNION ALL
+SELECT 'advertisers', count() FROM advertiser_dimension FINAL WHERE NOT is_deleted
+UNION ALL
+SELECT 'campaigns', count() FROM campaign_dimension WHERE NOT is_deleted

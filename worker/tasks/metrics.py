@@ -33,11 +33,12 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
     `reprice` also finds days that a campaign version or the pricing model made wrong; `everything` trusts no earlier
     check that found nothing to do.
     """
+    if reprice:
+        # Before the lease: where another worker holds it, the marks tell whoever waits that these days are not settled.
+        here.ledger.mark_days(metrics.outdated_days(here.sink, here.settings))
     with here.store.lease("rebuild", here.settings.lease_seconds) as held:
         if held is None:
             return 0
-        if reprice:
-            here.ledger.mark_days(metrics.outdated_days(here.sink, here.settings))
         rebuilt = 0
         since = ORIGIN if everything else here.store.clean_since()
         while True:

@@ -77,6 +77,7 @@ def _advance(run: Run) -> str:
     plans = planner.plan(here.source, here.ledger, here.store, here.settings, dimensions, until=run.until)
     handed = sum(hand_out(here, p, follow_up=follow_up, run_id=run.run_id, queue="backfill") for p in plans)
     if uuid is not None and not swapped:
+        refresh.require_shadow(here.sink, here.ledger, run)
         name = refresh.shadow_name(run.run_id)
         shadowed = planner.plan(
             here.source, here.ledger, here.store, here.settings, events, targets={EVENTS_TABLE: uuid}

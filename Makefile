@@ -1,0 +1,38 @@
+# `make` lists the targets. Paths are relative on purpose: the folder's own may hold spaces.
+SHELL := /bin/sh
+PYTHON_BIN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help environment demo test chaos up down check bench lock
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+environment:
+	@scripts/environment
+
+demo: environment ## Show everything at work in about 20 seconds; ends by itself
+	@.venv/bin/retailmedia demo
+
+test: environment ## Run the tests on servers of their own
+	@$(PYTHON_BIN) -m pytest -m "not chaos"
+
+chaos: environment ## Run the long tests that break things on purpose
+	@$(PYTHON_BIN) -m pytest -m chaos
+
+up: environment ## Start servers, workers, beat and Flower; Ctrl-C stops them
+	@.venv/bin/retailmedia up
+
+down: environment ## Stop whatever was left running
+	@.venv/bin/retailmedia down
+
+check: environment ## Lint, formatting, types
+	$(PYTHON_BIN) -m ruff check .
+	$(PYTHON_BIN) -m ruff format --check .
+	$(PYTHON_BIN) -m mypy
+
+bench: environment ## Measure speed
+	@$(PYTHON_BIN) -m bench
+
+lock: environment ## Pin the dependencies anew, with hashes
+	@scripts/lock

@@ -1,0 +1,690 @@
+"""The command line `retailmedia`: reads options and settings, hands over, shows what comes back. No decisions about data.
+
+Results go to standard output, what happens meanwhile to standard error. Every error leaves as one sentence and an
+exit code: 0 done, 1 failed, 2 usage, 3 data quality, 4 a server or every worker is out of reach, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import click
+
+from embedded import process
+from embedded.process import StackError
+from worker import config, doctor, local, logs, migrate, planner, queries, screens, standing, streams
+from worker.config import Settings
+from worker.errors import (
+    BadInput,
+    QualityFailure,
+    RetailMediaError,
+    SinkFailure,
+    SourceFailure,
+    TransientSink,
+    TransientSource,
+    Unreachable,
+)
+from worker.sink import Sink
+from worker.source import Source
+from worker.watermarks import WatermarkStore
+
+PROGRAM = "retailmedia"
+INTERRUPTED = 130
+UNREACHABLE_CODES = frozenset({None, 198, 209, 210, 279})
+"""ClickHouse codes that speak of the connection, as does having none."""
+
+SERVER_SETTINGS = {"POSTGRES_DSN": ("postgres_dsn", "pg_host"), "CLICKHOUSE_DSN": ("clickhouse_dsn", "ch_host")}
+WATCH_SECONDS = 1.0
+RESTART_SECONDS = 5.0
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+stream_names = click.option(
+    "--stream", "names", multiple=True, metavar="NAME", help="Only this stream; may be given several times."
+)
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGHUP came: end what was begun, in order."""
+
+
+# Settings and servers
+
+
+def _settings(**overrides: object) -> Settings:
+    settings = config.load(**overrides)
+    debug = click.get_current_context().find_root().meta.get("debug", False)
+    level = "DEBUG" if debug else "ERROR"
+    logs.configure(settings.model_copy(update={"log_level": level}))
+    return settings
+
+
+@contextlib.contextmanager
+def _servers(settings: Settings) -> Iterator[Any]:
+    """The three servers, found to answer, with a current schema. Raises `Unreachable`, `SchemaMismatch`."""
+    # Celery takes half a second to import, which `--help` need not wait for.
+    from worker.celery import Servers
+
+    with contextlib.closing(Servers.open(settings)) as here:
+        here.store.ping()
+        here.source.ping()
+        _ping_sink(settings)
+        migrate.require_current(here.sink, settings)
+        yield here
+
+
+def _ping_sink(settings: Settings) -> None:
+    """Asks for the server, whether or not our database exists there yet."""
+    with Sink(settings, database="default") as bare:
+        bare.ping()
+
+
+def _app(settings: Settings) -> Any:
+    from worker.celery import create_app
+
+    return create_app(settings)
+
+
+# Commands
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
+@click.option("--debug", is_flag=True, help="Show logs, and the traceback of an error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Sync a retail media network's PostgreSQL into ClickHouse, and ask it about campaigns.
+
+    Servers are named by POSTGRES_DSN, CLICKHOUSE_DSN and REDIS_URL; where one is not set, an embedded server of this
+    machine is used. `retailmedia demo` shows everything in under a minute.
+    """
+    _remember_debug(context, None, debug)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _remember_debug(context: click.Context, _parameter: click.Parameter | None, debug: bool) -> None:
+    meta = context.find_root().meta
+    meta["debug"] = meta.get("debug", False) or debug
+
+
+debuggable = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember_debug,
+    help="Show logs, and the traceback of an error.",
+)
+
+
+@cli.command("migrate")
+@click.option("--status", "only_status", is_flag=True, help="Show how each migration stands and change nothing.")
+@as_json
+@debuggable
+def migrate_command(only_status: bool, as_json: bool) -> None:
+    """Bring the ClickHouse schema up to date."""
+    settings = _settings()
+    _ping_sink(settings)
+    with Sink(settings) as sink:
+        done = [] if only_status else migrate.migrate(sink, settings)
+        found = migrate.status(sink, settings)
+    if as_json:
+        standing_now = {entry.name: entry.state for entry in found}
+        screens.print_json(
+            {"database": settings.sink_address.database, "applied_now": done, "migrations": standing_now}
+        )
+    elif only_status:
+        screens.console().print(screens.migrations(found))
+    elif done:
+        screens.say(f"Applied {_plural(len(done), 'migration')} to {settings.server_label('clickhouse')}.")
+    else:
+        screens.say(f"The schema of {settings.server_label('clickhouse')} is current; nothing to apply.")
+
+
+@cli.command("plan")
+@stream_names
+@as_json
+@debuggable
+def plan_command(names: tuple[str, ...], as_json: bool) -> None:
+    """Show the windows that would be synced now. Syncs nothing."""
+    settings = _settings()
+    chosen = streams.chosen(names)
+    with _servers(settings) as here:
+        # With the tables named, nothing is published or kept for screens.
+        plans = planner.plan(here.source, here.ledger, here.store, settings, chosen, targets=here.ledger.live(chosen))
+        rows = screens.plan_rows(plans, lambda s, w: here.source.count(s, w) if s.kind == "events" else None)
+    horizon = plans[0].horizon
+    if as_json:
+        screens.print_json({"horizon": horizon.at, "windows": rows})
+        return
+    if rows:
+        screens.console().print(screens.plan_table(rows))
+        screens.say("")
+    found = standing.Overview(horizon, ())
+    screens.say(screens.horizon_line(found))
+    if any(len(part) >= settings.window_limit for plan in plans for part in (plan.fresh, plan.backlog)):
+        screens.say(f"These are the first {settings.window_limit} windows of a stream; more follow behind them.")
+    events = sum(1 for row in rows if row["rows"] is not None)
+    told = _plural(events, "window") + " of new events" if events else "No new events"
+    screens.say(f"{told}; dimensions are read whole each time. Nothing was synced: `{PROGRAM} pipeline` does that.")
+
+
+@cli.command("pipeline")
+@click.option("--full-refresh", is_flag=True, help="Load everything anew beside the live table, then swap it in.")
+@click.option("--no-metrics-update", is_flag=True, help="Leave daily_campaign_performance for a later run.")
+@stream_names
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Give up watching after so many seconds.")
+@as_json
+@debuggable
+def pipeline_command(
+    full_refresh: bool, no_metrics_update: bool, names: tuple[str, ...], timeout: float | None, as_json: bool
+) -> None:
+    """Ask the workers to load everything committed before now, and wait until it is in ClickHouse."""
+    settings = _settings()
+    chosen = streams.chosen(names)
+    last = _run(settings, chosen, full_refresh=full_refresh, metrics_update=not no_metrics_update, timeout=timeout)
+    if as_json:
+        screens.print_json(screens.run_json(last))
+        return
+    screens.console().print(screens.run_table(last))
+    metrics = "" if no_metrics_update else ", metrics are up to date"
+    what = "Full refresh" if full_refresh else "Pipeline run"
+    screens.say("")
+    screens.say(f"{what} {last.run_id} succeeded in {screens.seconds(last.seconds)}{metrics}.")
+
+
+def _run(
+    settings: Settings,
+    chosen: list[streams.Stream],
+    *,
+    full_refresh: bool,
+    metrics_update: bool,
+    timeout: float | None = None,
+) -> Any:
+    """Asks for a run, shows it, and returns how it was last seen. Raises unless it succeeded."""
+    from worker import pipeline, runs
+    from worker.windows import to_micros
+
+    task = runs.REFRESH if full_refresh else runs.PIPELINE
+    with _servers(settings) as here, contextlib.closing(_app(settings)) as app:
+        here.source.require_safe()
+        runs.require_workers(app, here.store, task)
+        run_id = pipeline.new_run_id(to_micros(here.source.now()))
+        last = None
+        try:
+            with screens.following(chosen) as show:
+                seen = runs.follow(here, app, task, run_id, chosen, metrics_update=metrics_update, timeout=timeout)
+                for last in seen:
+                    show(last)
+        except KeyboardInterrupt:
+            if last is not None:
+                click.echo(f"Run {run_id} goes on without being watched; see `{PROGRAM} status`.", err=True)
+            raise
+    return runs.require_success(last)
+
+
+@cli.command("status")
+@stream_names
+@as_json
+@debuggable
+def status_command(names: tuple[str, ...], as_json: bool) -> None:
+    """Show how far each stream is, what is under way, and who holds the horizon back."""
+    settings = _settings()
+    with _servers(settings) as here:
+        found = standing.overview(here.source, here.sink, here.ledger, here.store, streams.chosen(names))
+    if as_json:
+        screens.print_json(screens.status_json(found))
+        return
+    screens.console().print(screens.status_table(found))
+    screens.say("")
+    screens.say(screens.horizon_line(found))
+    for entry in found.streams:
+        for failure in entry.failures[:3]:
+            told = f"{entry.stream.name} {failure.window} failed {_plural(failure.count, 'time')}: {failure.error}"
+            screens.say(told, style="red")
+
+
+@cli.command("query")
+@click.argument("name", required=False)
+@click.option("--param", "given", multiple=True, metavar="NAME=VALUE", help="A parameter; may be given several times.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True, help="How."
+)
+@as_json
+@debuggable
+def query_command(name: str | None, given: tuple[str, ...], form: str, as_json: bool) -> None:
+    """Answer one of the queries in clickhouse/queries, or list them."""
+    form = "json" if as_json else form
+    if name is None:
+        found = queries.queries()
+        screens.print_json(screens.query_list_json(found)) if form == "json" else screens.query_list(found)
+        return
+    query = queries.find(name)
+    parameters = {}
+    for pair in given:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise BadInput(f"--param takes NAME=VALUE, not {pair!r}.")
+        parameters[key] = value
+    queries.filled(query, parameters)
+    settings = _settings()
+    _ping_sink(settings)
+    with Sink(settings) as sink:
+        migrate.require_current(sink, settings)
+        answer = queries.run(sink, query, parameters)
+    screens.answer(answer, form)
+
+
+@cli.command("doctor")
+@as_json
+@debuggable
+def doctor_command(as_json: bool) -> None:
+    """Check servers, versions, rights, schemas, settings and workers, and say how to mend what is wrong."""
+    from worker.celery import QUEUES
+
+    settings = _settings(retry_attempts=1)
+    found = []
+
+    def workers() -> dict[str, set[str]]:
+        from worker import runs
+
+        with contextlib.closing(_app(settings)) as app:
+            return runs.answering(app, 1.5) or runs.answering(app, 3.0)
+
+    for entry in doctor.examine(settings, now=lambda: datetime.now(UTC), workers=workers, queues=frozenset(QUEUES)):
+        found.append(entry)
+        if not as_json:
+            screens.finding(entry)
+    states = {entry.state for entry in found}
+    if as_json:
+        rows = [
+            {"about": e.about, "what": e.what, "state": e.state, "found": e.found, "mend": e.mend or None}
+            for e in found
+        ]
+        screens.print_json({"well": not {"wrong", "unreachable"} & states, "findings": rows})
+    if "unreachable" in states:
+        sys.exit(Unreachable.exit_code)
+    if "wrong" in states:
+        sys.exit(RetailMediaError.exit_code)
+    if not as_json:
+        screens.say("Everything is as it should be.")
+
+
+# Bringing up and down
+
+
+@cli.command("up")
+@click.option("--detach", is_flag=True, help="Leave everything running in the background; `down` stops it.")
+@debuggable
+def up_command(detach: bool) -> None:
+    """Start servers that are not named by a setting, workers, beat and Flower. Ctrl-C stops them all."""
+    settings = _settings()
+    home = settings.retailmedia_home.resolve()
+    named = _named(settings)
+    with _stoppable(), local.owning(home, "up", named, detached=detach) as running:
+        if running is not None:
+            _require_up(home, running)
+            screens.say(f"Already up in {screens.relative(str(home))}; `{PROGRAM} down` stops it.")
+            _show_addresses(settings, home)
+            return
+        steps = screens.Steps()
+        complete = False
+        try:
+            settings = _servers_up(settings, home, named, steps)
+            env = local.environment(home, {}, {})
+            _prepare(settings, named, steps)
+            _programs_up(settings, home, env, steps)
+            with steps.step("Starting Flower", "Flower is up"):
+                local.launch_flower(home, settings, env)
+            _show_addresses(settings, home)
+            complete = True
+            if detach:
+                screens.say(f"Everything runs in the background; `{PROGRAM} down` stops it.")
+                return
+            screens.say("Ctrl-C stops everything.")
+            _watch(home, env, stack=len(named) < 3)
+        except (KeyboardInterrupt, Stopped):
+            # The ordinary end of `up`; before it was complete, an interruption.
+            if not complete:
+                raise
+        finally:
+            if not (detach and complete):
+                _all_down(home, stack=len(named) < 3)
+
+
+def _require_up(home: Path, running: local.Owner) -> None:
+    if running.command != "up":
+        raise RetailMediaError(
+            f"A {running.command} (process {running.who.pid}) is at work in {home}; wait for it, or end it with "
+            f"`{PROGRAM} down`."
+        )
+
+
+def _named(settings: Settings) -> tuple[str, ...]:
+    """The servers that settings name; the others are embedded ones."""
+    found = [name for name, fields in SERVER_SETTINGS.items() if any(getattr(settings, field) for field in fields)]
+    return (*found, *(["REDIS_URL"] if settings.redis_url else []))
+
+
+def _servers_up(settings: Settings, home: Path, named: tuple[str, ...], steps: screens.Steps) -> Settings:
+    """Starts the embedded servers unless every server is named; returns the settings to go on with."""
+    leftovers = [who for name, who in local.recorded(home).items() if process.alive(who)] or local.strays(home)
+    if leftovers:
+        with steps.step("Stopping what an earlier start left", "Stopped what an earlier start had left running"):
+            local.stop(home, lambda _: None)
+    if len(named) == 3:
+        return settings
+    from embedded import stack
+
+    with steps.step("Starting PostgreSQL, ClickHouse and Redis", "PostgreSQL, ClickHouse and Redis are up") as ending:
+        if stack.addresses(home) is not None:
+            ending("PostgreSQL, ClickHouse and Redis were up already")
+        stack.start(home)
+    return settings
+
+
+def _prepare(settings: Settings, named: tuple[str, ...], steps: screens.Steps) -> None:
+    """Both schemas; the source's only in an embedded server: somebody else's is not ours to change."""
+    with steps.step("Applying migrations", "The ClickHouse schema is current") as ending, Sink(settings) as sink:
+        done = migrate.migrate(sink, settings)
+        if done:
+            ending(f"ClickHouse schema created: {_plural(len(done), 'migration')}")
+    if "POSTGRES_DSN" not in named:
+        import seed.connection
+        import seed.schema
+
+        with steps.step("Looking at the source schema", "The source schema is in place") as ending:
+            with contextlib.closing(seed.connection.connect(settings)) as conn:
+                if seed.schema.ensure(conn):
+                    ending("Source schema created: advertiser, campaign, impressions, clicks")
+
+
+def _programs_up(settings: Settings, home: Path, env: dict[str, str], steps: screens.Steps) -> None:
+    """Workers, then beat."""
+    from worker import runs
+
+    with steps.step("Starting two Celery workers and beat", "Two Celery workers and beat are up"):
+        if "REDIS_URL" not in _named(settings):
+            # No worker of this home is left, and the embedded Redis serves no other.
+            store = WatermarkStore(settings)
+            store.release_all()
+            store.close()
+        for name in local.WORKERS:
+            local.launch(home, name, env)
+        with contextlib.closing(_app(settings)) as app:
+            local.await_workers(home, lambda: runs.answering(app, 0.3))
+        local.launch(home, local.BEAT, env)
+
+
+def _watch(home: Path, env: dict[str, str], *, stack: bool) -> None:
+    """Starts again whatever ends by itself, until interrupted."""
+    from embedded import stack as embedded_stack
+
+    started: dict[str, float] = {}
+    while True:
+        time.sleep(WATCH_SECONDS)
+        if stack and any(not one.running for one in embedded_stack.status(home).values()):
+            click.echo("A server ended by itself; starting it again.", err=True)
+            embedded_stack.start(home)
+        for name, who in local.recorded(home).items():
+            if process.alive(who) or time.monotonic() - started.get(name, -RESTART_SECONDS) < RESTART_SECONDS:
+                continue
+            started[name] = time.monotonic()
+            where = screens.relative(str(local.log_of(home, name)))
+            click.echo(
+                f"{local.TITLES[name].capitalize()} ended by itself; starting it again (log: {where}).", err=True
+            )
+            local.relaunch(home, name, env)
+
+
+def _show_addresses(settings: Settings, home: Path) -> None:
+    named = _named(settings)
+    terminal = screens.console().is_terminal
+    servers = {}
+    for title, name, which, dsn in (
+        ("PostgreSQL", "POSTGRES_DSN", "postgres", settings.source_dsn),
+        ("ClickHouse", "CLICKHOUSE_DSN", "clickhouse", settings.sink_dsn),
+        ("Redis", "REDIS_URL", "redis", settings.broker_url),
+    ):
+        # Somebody else's password is never shown; an embedded server's only to a person.
+        label = settings.server_label(which)  # type: ignore[arg-type]
+        servers[title] = dsn if terminal and name not in named else f"{urlsplit(dsn).scheme or 'postgresql'}://{label}"
+    folder = screens.relative(str(home))
+    secrets_in = f"{folder}/stack.json, {folder}/run/flower.json"
+    screens.addresses(servers, local.flower(home), f"{folder}/logs/", secrets_in=secrets_in)
+
+
+def _all_down(home: Path, *, stack: bool) -> list[str]:
+    """Stops programs, then servers; says what ran. Cannot be interrupted: half a stop would help nobody."""
+    stopped = []
+    with _uninterrupted():
+        stopped += [local.TITLES[name] for name in local.stop(home, lambda text: click.echo(f"{text} …", err=True))]
+        if stack:
+            from embedded import stack as embedded_stack
+
+            titles = {"postgres": "PostgreSQL", "redis": "Redis", "clickhouse": "ClickHouse"}
+            stopped += [titles[name] for name in embedded_stack.stop(home)]
+        local.disown(home)
+    return stopped
+
+
+@cli.command("down")
+@debuggable
+def down_command() -> None:
+    """Stop everything that runs in this home, however it was left."""
+    home = _settings().retailmedia_home.resolve()
+    if not home.is_dir():
+        screens.say(f"Nothing runs in {screens.relative(str(home))}.")
+        return
+    ended = local.end_owner(home)
+    stopped = _all_down(home, stack=True)
+    if ended:
+        stopped.insert(0, f"`{PROGRAM} {ended}` with all it had started")
+    if stopped:
+        screens.say(f"Stopped {', '.join(stopped)}.")
+    else:
+        screens.say(f"Nothing was running in {screens.relative(str(home))}.")
+
+
+# The demonstration
+
+
+@cli.command("demo")
+@as_json
+@debuggable
+def demo_command(as_json: bool) -> None:
+    """Show everything at work: servers of its own, 200,000 events, the pipeline, campaign metrics. Ends by itself."""
+    settings = _settings()
+    home = settings.retailmedia_home.resolve()
+    steps = screens.Steps()
+    named = _named(settings)
+    if named:
+        left_alone = " and ".join(named)
+        steps.note(f"{left_alone} {'is' if len(named) == 1 else 'are'} left alone: the demo uses servers of its own.")
+    with _stoppable(), local.owning(home, "demo", ()) as running:
+        if running is None:
+            _demo_alone(settings, home, steps, as_json)
+            return
+        _require_up(home, running)
+        if running.named:
+            raise RetailMediaError(
+                f"`{PROGRAM} up` runs in {home} on servers that are not its own, and the demo writes made-up data; "
+                "choose another folder for the demo by RETAILMEDIA_HOME."
+            )
+        steps.note(f"`{PROGRAM} up` is running here and is left running.")
+        _demo(_own_servers(home), steps, as_json, lambda: None)
+
+
+def _own_servers(home: Path) -> Settings:
+    """Settings that name the embedded servers of this home, whatever the environment says."""
+    from embedded import stack
+
+    found = stack.addresses(home)
+    if found is None:
+        raise Unreachable(f"The servers in {home} are not all up; `{PROGRAM} down` and a new start mends that.")
+    return _settings(postgres_dsn=found.postgres_dsn, clickhouse_dsn=found.clickhouse_dsn, redis_url=found.redis_url)
+
+
+def _demo_alone(settings: Settings, home: Path, steps: screens.Steps, as_json: bool) -> None:
+    """The demo with everything it needs started before and stopped after it."""
+    from embedded import stack
+    from worker import demo
+
+    found_running = stack.addresses(home) is not None
+    try:
+        _servers_up(settings, home, (), steps)
+        own = _own_servers(home)
+        servers = {"POSTGRES_DSN": own.postgres_dsn, "CLICKHOUSE_DSN": own.clickhouse_dsn, "REDIS_URL": own.redis_url}
+        rows = settings.window_rows if "window_rows" in settings.model_fields_set else demo.WINDOW_ROWS
+        env = local.environment(home, servers, {"WINDOW_ROWS": str(rows)})
+        _prepare(own, (), steps)
+        _demo(own, steps, as_json, lambda: _programs_up(own, home, env, steps))
+    finally:
+        _all_down(home, stack=not found_running)
+
+
+def _demo(settings: Settings, steps: screens.Steps, as_json: bool, programs_up: Callable[[], None]) -> None:
+    from worker import demo
+
+    with steps.bar("Filling PostgreSQL") as (progress, ending):
+        ending(demo.fill(settings, progress))
+    with Source(settings) as source, Sink(settings) as sink:
+        loaded = -demo.events_held(sink)
+        programs_up()
+        with steps.timed("The pipeline has run") as ending:
+            _run(settings, streams.chosen(None), full_refresh=False, metrics_update=True)
+            loaded += demo.events_held(sink)
+            ending(f"The pipeline loaded {loaded:,} events and computed their metrics")
+        with steps.step("Writing live traffic", "Live traffic was written") as ending:
+            written = demo.trickle(settings)
+            arrived = demo.await_arrival(settings)
+            if arrived is not None:
+                ending(f"{written:,} live impressions counted in ClickHouse {arrived:.1f} s after commit")
+        campaigns = queries.run(sink, queries.find("campaign_summary"), {"limit": "1000000"})
+        found = demo.compare(settings, source, sink)
+    if as_json:
+        screens.print_json(screens.demo_json(campaigns, found, steps.seconds))
+    else:
+        screens.demo_campaigns(campaigns, settings.pricing_model)
+        screens.demo_comparison(found)
+        screens.demo_end(steps.seconds)
+    if not found.equal:
+        raise QualityFailure("ClickHouse does not hold what PostgreSQL holds; see the totals above.")
+
+
+# Running it as a program
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Stopped` in the block, so that what was begun is ended in order."""
+
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Neither Ctrl-C nor SIGTERM has an effect in the block."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an error: its own, or 4 where a server could not be reached."""
+    match error:
+        case TransientSource():
+            return Unreachable.exit_code if not error.sqlstate or error.sqlstate[:2] in {"08", "57"} else 1
+        case SourceFailure():
+            # A refused password, an unknown database.
+            return Unreachable.exit_code if (error.sqlstate or "")[:2] in {"28", "3D"} else 1
+        case TransientSink():
+            return Unreachable.exit_code if error.code in UNREACHABLE_CODES else 1
+        case SinkFailure():
+            return 1
+        case RetailMediaError():
+            return error.exit_code
+        case click.ClickException():
+            return 2 if isinstance(error, click.UsageError) else 1
+    return 1
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong and what to do, on one line, without passwords."""
+    match error:
+        case click.UsageError():
+            command = error.ctx.command_path if error.ctx else PROGRAM
+            told = f"{error.format_message().rstrip('.')}; see `{command} --help`."
+        case click.ClickException():
+            told = error.format_message()
+        case RetailMediaError() | StackError():
+            told = str(error)
+        case _:
+            told = f"Something unforeseen happened ({type(error).__name__}: {error}); --debug shows where."
+    return logs.redacted(" ".join(told.split()))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line and exits with its code. `args` defaults to the program's own."""
+    context = None
+    try:
+        with cli.make_context(PROGRAM, sys.argv[1:] if args is None else list(args)) as context:
+            cli.invoke(context)
+        code = 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        code = INTERRUPTED
+    except Stopped:
+        code = 128 + signal.SIGTERM
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing can be told any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        if context is not None and context.meta.get("debug"):
+            traceback.print_exc()
+        click.echo(f"Error: {sentence(error)}", err=True)
+        code = exit_code(error)
+    sys.exit(code)
+
+
+def _mount_seed() -> None:
+    from seed.cli import seed_group
+
+    cli.add_command(seed_group)
+
+
+_mount_seed()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Looks at the three servers and says what keeps the product from working there, and how to mend it. Changes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from worker import migrate
+from worker.config import Settings
+from worker.errors import RetailMediaError, Unreachable
+from worker.sink import Sink
+from worker.source import Source, TableFacts
+from worker.watermarks import WatermarkStore
+from worker.windows import instant
+
+POSTGRES_AT_LEAST = (13,)
+CLICKHOUSE_AT_LEAST = (24, 8)
+REDIS_AT_LEAST = (6,)
+SKEW_WORTH_A_WORD = timedelta(seconds=5)
+
+State = Literal["ok", "wrong", "unreachable", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `mend` says what to do, where something is wrong."""
+
+    about: str
+    what: str
+    state: State
+    found: str
+    mend: str = ""
+
+
+def examine(
+    settings: Settings,
+    *,
+    now: Callable[[], datetime],
+    workers: Callable[[], dict[str, set[str]]],
+    queues: frozenset[str],
+) -> Iterator[Finding]:
+    """Every finding, as it is made. `workers` asks which workers answer and which queues each serves."""
+    yield Finding(
+        "settings",
+        "reporting",
+        "ok",
+        f"days are cut in {settings.reporting_timezone}, spend is priced by {settings.pricing_model}",
+    )
+    yield from _server("PostgreSQL", "POSTGRES_DSN", lambda: _postgres(settings, now))
+    yield from _server("ClickHouse", "CLICKHOUSE_DSN", lambda: _clickhouse(settings, now))
+    redis = list(_server("Redis", "REDIS_URL", lambda: _redis(settings, now)))
+    yield from redis
+    if not any(finding.state == "unreachable" for finding in redis):
+        yield from _workers(workers, queues)
+
+
+def _server(about: str, name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings about one server; its silence is one too, and ends them."""
+    try:
+        yield from look()
+    except Unreachable as error:
+        yield Finding(about, "reachable", "unreachable", str(error), f"check that it runs, and {name}")
+    except RetailMediaError as error:
+        yield Finding(about, "answers", "wrong", str(error), f"check {name} and the rights of its user")
+
+
+def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
+    with Source(settings) as source:
+        source.ping()
+        where = settings.server_label("postgres")
+        facts = source.privileges()
+        number = int(facts["version"])
+        version = (number // 10_000, number % 10_000)
+        yield _version("PostgreSQL", where, version, POSTGRES_AT_LEAST)
+        if facts["standby"]:
+            mend = "name the primary in POSTGRES_DSN; on a standby open transactions cannot be seen and rows are missed"
+            yield Finding("PostgreSQL", "primary", "wrong", "it is a standby", mend)
+        else:
+            yield Finding("PostgreSQL", "primary", "ok", "it is a primary")
+        if facts["reads_all_stats"]:
+            found = f"role {facts['role']} sees when others' transactions began"
+            yield Finding("PostgreSQL", "privilege", "ok", found)
+        else:
+            yield Finding(
+                "PostgreSQL",
+                "privilege",
+                "wrong",
+                f"role {facts['role']} cannot see when others' transactions began",
+                f'as a superuser: GRANT pg_read_all_stats TO "{facts["role"]}";',
+            )
+        for table in source.tables():
+            yield _table(table, facts["role"])
+        if not facts["standby"] and facts["reads_all_stats"]:
+            horizon = source.horizon()
+            if horizon.at is None:
+                holder = horizon.holders[0]
+                mend = f"COMMIT PREPARED or ROLLBACK PREPARED '{holder.who.removeprefix('prepared ')}';"
+                told = f"held by {holder.who} of {holder.user}, nothing can be synced"
+                yield Finding("PostgreSQL", "horizon", "wrong", told, mend)
+            else:
+                yield _horizon(horizon.taken_at - horizon.at, settings, [h.who for h in horizon.holders])
+        yield _skew("PostgreSQL", source.now(), now())
+
+
+def _horizon(behind: timedelta, settings: Settings, holders: list[str]) -> Finding:
+    seconds = behind.total_seconds()
+    told = f"{seconds:,.1f} s behind"
+    if seconds >= settings.horizon_alert_seconds and holders:
+        mend = f"end the transaction of {holders[0]}; rows committed since wait for it"
+        return Finding("PostgreSQL", "horizon", "wrong", told, mend)
+    return Finding("PostgreSQL", "horizon", "ok", told)
+
+
+def _table(table: TableFacts, role: str) -> Finding:
+    """A source table; of event tables also what a watermark needs."""
+    what = f"table {table.name}"
+    schema = "create the source schema: any `retailmedia seed` command does, or run seed/schema.sql"
+    if not table.exists:
+        return Finding("PostgreSQL", what, "wrong", "it does not exist", schema)
+    if not table.readable:
+        grant = f'as its owner: GRANT SELECT ON {table.name} TO "{role}";'
+        return Finding("PostgreSQL", what, "wrong", f"role {role} may not read it", grant)
+    if table.name in {"advertiser", "campaign"}:
+        return Finding("PostgreSQL", what, "ok", "it can be read")
+    lacking = []
+    if table.inserted_at != "timestamp with time zone":
+        lacking.append("inserted_at is missing" if not table.inserted_at else f"inserted_at is {table.inserted_at}")
+    elif not table.not_null:
+        lacking.append("inserted_at may be NULL")
+    if not table.indexed:
+        lacking.append("no index begins with inserted_at")
+    if not table.triggered:
+        lacking.append("no trigger moves inserted_at on UPDATE")
+    if lacking:
+        return Finding("PostgreSQL", what, "wrong", ", ".join(lacking), "run seed/schema.sql as its owner")
+    return Finding("PostgreSQL", what, "ok", "inserted_at, its index and its trigger are in place")
+
+
+def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
+    address = settings.sink_address
+    with Sink(settings, database="default") as bare:
+        bare.ping()
+        text, zone, clock = bare.named("doctor", "server")[0]
+        where = settings.server_label("clickhouse")
+        yield _version("ClickHouse", where, _numbers(text), CLICKHOUSE_AT_LEAST)
+        found = bare.named("doctor", "database", {"database": address.database})
+    if not found:
+        told = f"database {address.database} does not exist"
+        yield Finding("ClickHouse", "database", "wrong", told, "run `retailmedia migrate`")
+        return
+    engine, uuid = found[0]
+    if engine not in {"Atomic", "Replicated"}:
+        yield Finding(
+            "ClickHouse",
+            "database",
+            "wrong",
+            f"database {address.database} has engine {engine}, whose tables cannot be exchanged",
+            "name a database of engine Atomic in CLICKHOUSE_DSN; `retailmedia migrate` creates one",
+        )
+    else:
+        yield Finding("ClickHouse", "database", "ok", f"database {address.database} is {engine}, uuid {uuid[:8]}…")
+    with Sink(settings) as sink:
+        standing = migrate.status(sink, settings)
+    behind = [entry for entry in standing if entry.state != "applied"]
+    if behind:
+        states = sorted({entry.state for entry in behind})
+        mend = "run `retailmedia migrate`"
+        if {"changed", "vanished"} & set(states):
+            mend = "restore the migration files as they were; see `retailmedia migrate --status`"
+        told = f"{len(behind)} of {len(standing)} migrations are {' or '.join(states)}"
+        yield Finding("ClickHouse", "schema", "wrong", told, mend)
+    else:
+        yield Finding("ClickHouse", "schema", "ok", f"all {len(standing)} migrations are applied")
+    yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; every statement names the one it means")
+    yield _skew("ClickHouse", instant(clock), now())
+
+
+def _redis(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
+    store = WatermarkStore(settings)
+    try:
+        facts = store.server()
+    finally:
+        store.close()
+    yield _version("Redis", settings.server_label("redis"), _numbers(facts["version"]), REDIS_AT_LEAST)
+    policy = facts["maxmemory_policy"]
+    if policy == "noeviction":
+        yield Finding("Redis", "memory", "ok", "maxmemory-policy is noeviction")
+    elif not policy:
+        yield Finding("Redis", "memory", "note", "it does not say its maxmemory-policy; it should be noeviction")
+    else:
+        told = f"maxmemory-policy is {policy}: it may drop messages"
+        yield Finding("Redis", "memory", "wrong", told, "CONFIG SET maxmemory-policy noeviction")
+    yield _skew("Redis", datetime.fromtimestamp(float(facts["time"]), UTC), now())
+
+
+def _workers(workers: Callable[[], dict[str, set[str]]], queues: frozenset[str]) -> Iterator[Finding]:
+    start = "start workers with `retailmedia up`, or: celery -A worker worker -Q realtime,backfill,maintenance"
+    try:
+        found = workers()
+    except RetailMediaError as error:
+        yield Finding("Celery", "workers", "wrong", str(error), start)
+        return
+    if not found:
+        yield Finding("Celery", "workers", "wrong", "no worker answers", start)
+        return
+    served = set().union(*found.values())
+    idle = sorted(queues - served)
+    told = ", ".join(f"{node} ({', '.join(sorted(served_by))})" for node, served_by in sorted(found.items()))
+    if idle:
+        yield Finding("Celery", "workers", "wrong", f"nobody serves {', '.join(idle)}; there are {told}", start)
+    else:
+        yield Finding("Celery", "workers", "ok", told)
+
+
+def _version(about: str, where: str, version: tuple[int, ...], least: tuple[int, ...]) -> Finding:
+    found = ".".join(map(str, version))
+    if version and version < least:
+        wanted = ".".join(map(str, least))
+        return Finding(about, "version", "wrong", f"{found} at {where}", f"upgrade it to {wanted} or later")
+    return Finding(about, "version", "ok", f"{found} at {where}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _skew(about: str, theirs: datetime, ours: datetime) -> Finding:
+    skew = theirs - ours
+    seconds = skew.total_seconds()
+    how = (
+        "agrees with this machine's"
+        if abs(skew) < SKEW_WORTH_A_WORD
+        else f"differs from this machine's by {seconds:+,.0f} s"
+    )
+    return Finding(about, "clock", "note", f"its clock {how}; nothing depends on that")

@@ -1,0 +1,83 @@
+"""How each stream stands now, from the servers themselves: the ledger, the source's horizon, windows in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker.ledger import Failure, Ledger, Run
+from worker.sink import Sink
+from worker.source import Horizon, Source
+from worker.streams import Stream
+from worker.watermarks import WatermarkStore
+from worker.windows import Window, merged
+
+RUNS_SEARCHED = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One stream. `complete_through`: every row inserted before it is in ClickHouse; `lag` is how long ago that was.
+
+    `rows` are those the live table holds; `failures` are windows not loaded yet that failed at least once; `last_run`
+    is the newest run over this stream.
+    """
+
+    stream: Stream
+    watermark: datetime
+    complete_through: datetime
+    lag: timedelta
+    rows: int
+    quarantined: int
+    in_flight: int
+    failures: tuple[Failure, ...]
+    last_run: Run | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Every stream, and the horizon they share."""
+
+    horizon: Horizon
+    streams: tuple[Standing, ...]
+
+
+def covers(windows: Sequence[Window], window: Window) -> bool:
+    """Whether the windows together hold all of that window."""
+    return any(held.lo <= window.lo and window.hi <= held.hi for held in merged(windows))
+
+
+def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, streams: Sequence[Stream]) -> Overview:
+    """Reads and changes nothing. Raises `HorizonUnsafe` where the source must not be synced."""
+    targets = ledger.live(streams)
+    coverage = ledger.coverage(streams, targets)
+    totals = ledger.totals(targets.values())
+    rows: dict[str, int] = dict(sink.named("totals", "rows"))
+    runs = ledger.last_runs(RUNS_SEARCHED)
+    horizon = source.horizon()
+    result = []
+    for stream in streams:
+        uuid = targets[stream.target]
+        covered = coverage[stream.name].windows
+        watermark = coverage[stream.name].watermark
+        through = watermark
+        ahead = horizon.at if stream.kind == "events" and horizon.at and watermark < horizon.at else None
+        if ahead is not None and source.first_row(stream, Window(watermark, ahead)) is None:
+            # Nothing below the safe horizon can appear any more: no row there means complete up to it.
+            through = ahead
+        held = totals[stream.name][1] if stream.name in totals else 0
+        result.append(
+            Standing(
+                stream,
+                watermark,
+                through,
+                max(horizon.taken_at - through, timedelta(0)),
+                rows.get(stream.name, 0),
+                held,
+                len(store.in_flight(stream, uuid)),
+                tuple(f for f in ledger.failures(stream, uuid, watermark) if not covers(covered, f.window)),
+                next((run for run in runs if stream.name in run.streams), None),
+            )
+        )
+    return Overview(horizon, tuple(result))
