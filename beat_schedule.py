@@ -1,8 +1,9 @@
 """What runs when: name -> task, schedule, queue, expires. Data only.
 
 `SCHEDULE_PROFILE` chooses one of the profiles; every profile gets the housekeeping. Seconds are counted from the start
-of beat; longer periods are clock times, so that a restart does not put them off. A message older than `expires`
-seconds is dropped unread: the next one says the same.
+of beat; longer periods are clock times, so that a restart does not put them off. A message older than `EXPIRES` is
+dropped unread: it bounds what piles up while no worker runs. Celery decides that by the worker's clock against beat's,
+so it is more than clocks are ever wrong by; of ticks that come in a heap, the tasks themselves pass over all but one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 from celery.schedules import crontab
 
 PLAN = "worker.tasks.sync.plan"
+EXPIRES = 7200.0
 
 
-def _plan(stream: str, schedule: Any, expires: float) -> dict[str, Any]:
+def _plan(stream: str, schedule: Any, expires: float = EXPIRES) -> dict[str, Any]:
     return {
         "task": PLAN,
         "schedule": schedule,
@@ -27,28 +29,28 @@ HOUSEKEEPING: dict[str, dict[str, Any]] = {
     "converge": {
         "task": "worker.tasks.maintenance.converge",
         "schedule": 10.0,
-        "options": {"queue": "maintenance", "expires": 10.0},
+        "options": {"queue": "maintenance", "expires": EXPIRES},
     },
     "sweep": {
         "task": "worker.tasks.maintenance.sweep",
         "schedule": 60.0,
-        "options": {"queue": "maintenance", "expires": 60.0},
+        "options": {"queue": "maintenance", "expires": EXPIRES},
     },
 }
 
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "realtime": {
-        "impressions-every-second": _plan("impressions", 1.0, 2.0),
-        "clicks-every-second": _plan("clicks", 1.0, 2.0),
-        "campaigns-every-minute": _plan("campaigns", 60.0, 60.0),
-        "advertisers-every-minute": _plan("advertisers", 60.0, 60.0),
+        "impressions-every-second": _plan("impressions", 1.0),
+        "clicks-every-second": _plan("clicks", 1.0),
+        "campaigns-every-minute": _plan("campaigns", 60.0),
+        "advertisers-every-minute": _plan("advertisers", 60.0),
         **HOUSEKEEPING,
     },
     "hourly": {
-        "impressions-hourly": _plan("impressions", crontab(minute="5"), 1800.0),
-        "clicks-hourly": _plan("clicks", crontab(minute="6"), 1800.0),
-        "campaigns-hourly": _plan("campaigns", crontab(minute="2"), 1800.0),
-        "advertisers-hourly": _plan("advertisers", crontab(minute="1"), 1800.0),
+        "impressions-hourly": _plan("impressions", crontab(minute="5")),
+        "clicks-hourly": _plan("clicks", crontab(minute="6")),
+        "campaigns-hourly": _plan("campaigns", crontab(minute="2")),
+        "advertisers-hourly": _plan("advertisers", crontab(minute="1")),
         **HOUSEKEEPING,
     },
     "daily": {

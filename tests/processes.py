@@ -34,13 +34,17 @@ def environment(settings: Settings, **extra: str) -> dict[str, str]:
 
 
 def celery(
-    settings: Settings, arguments: Sequence[str], log: Path, extra: Mapping[str, str] | None = None
+    settings: Settings,
+    arguments: Sequence[str],
+    log: Path,
+    extra: Mapping[str, str] | None = None,
+    module: str = "celery",
 ) -> subprocess.Popen[bytes]:
-    """`celery -A worker …` in a process group of its own, its output in `log`."""
+    """`celery -A worker …` in a process group of its own, its output in `log`; `module` stands in for celery's own."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "worker", *arguments],
+            [sys.executable, "-m", module, "-A", "worker", *arguments],
             cwd=ROOT,
             env=environment(settings, **(extra or {})),
             stdin=subprocess.DEVNULL,

@@ -185,6 +185,13 @@ signals.worker_process_init.connect(_forget_servers, weak=False)
 signals.worker_process_shutdown.connect(_forget_servers, weak=False)
 
 
+@signals.beat_init.connect(weak=False)
+def _nothing_ran_in_the_future(sender: Any, **_: Any) -> None:
+    # Beat's memory of a clock that was ahead would keep it silent until the right clock gets there.
+    for entry in sender.scheduler.schedule.values():
+        entry.last_run_at = min(entry.last_run_at, entry.default_now())
+
+
 @signals.setup_logging.connect(weak=False)
 def _setup_logging(**_: Any) -> None:
     logs.configure(load())

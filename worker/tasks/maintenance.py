@@ -12,6 +12,9 @@ from worker.tasks import pipeline as pipeline_tasks
 from worker.tasks import refresh as refresh_tasks
 from worker.tasks.metrics import rebuild_dirty
 
+HEAP_SECONDS = 2.0
+"""After an outage these tasks come in a heap: of those that follow each other closer than this, one is enough."""
+
 ABANDONED_SECONDS = 900
 """Age from which a staging table belongs to nobody: three times the longest a task may run."""
 
@@ -21,15 +24,15 @@ def converge(**unknown: Any) -> dict[str, Any]:
     """Watermarks, metrics, and a push to every run that has not ended."""
     arguments.no_others("converge", "nothing", unknown)
     here = servers()
+    if not here.store.once("converge", HEAP_SECONDS):
+        return {"skipped": "another was just here"}
     streams = list(STREAMS.values())
     planner.publish_watermarks(here.ledger, here.store, streams, here.ledger.live(streams))
     days = rebuild_dirty(here)
     runs = here.ledger.open_runs()
     for run in runs:
         pushed = refresh_tasks.step if run.kind == "refresh" else pipeline_tasks.step
-        pushed.apply_async(
-            kwargs={"run_id": run.run_id}, queue="backfill" if run.kind == "refresh" else "realtime", expires=10
-        )
+        pushed.apply_async(kwargs={"run_id": run.run_id}, queue="backfill" if run.kind == "refresh" else "realtime")
     return {"days": days, "runs": len(runs)}
 
 
@@ -38,6 +41,8 @@ def sweep(**unknown: Any) -> dict[str, Any]:
     """Looks at every day instead of the recent marks, and drops tables left by processes that died."""
     arguments.no_others("sweep", "nothing", unknown)
     here = servers()
+    if not here.store.once("sweep", HEAP_SECONDS):
+        return {"skipped": "another was just here"}
     days = rebuild_dirty(here, reprice=True, everything=True)
     dropped = [
         *here.sink.drop_abandoned(metrics.STAGING, ABANDONED_SECONDS),

@@ -20,6 +20,9 @@ from worker.windows import Window
 
 log = structlog.get_logger()
 
+HEAP_SECONDS = 0.5
+"""Ticks of the same streams that follow each other closer than this are one."""
+
 
 @app.task(ignore_result=True)
 def plan(streams: list[str] | None = None, **unknown: Any) -> None:
@@ -27,10 +30,10 @@ def plan(streams: list[str] | None = None, **unknown: Any) -> None:
     arguments.no_others("plan", "streams", unknown)
     chosen = arguments.stream_list(streams)
     here = servers()
-    if here.store.gate_closed():
-        return
-    # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
     names = [stream.name for stream in chosen]
+    # After an outage ticks come in a heap, and one says it all.
+    if not here.store.once(f"plan:{','.join(names)}", HEAP_SECONDS) or here.store.gate_closed():
+        return
     # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
     with here.store.lease(f"plan:{','.join(names)}", 10) as held:
         if held is None:
