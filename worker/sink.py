@@ -308,7 +308,10 @@ def literal(value: object) -> str:
         case list():
             return f"[{', '.join(literal(item) for item in value)}]"
         case tuple():
-            return f"tuple({', '.join(literal(item) for item in value)})"
+            inner = ", ".join(literal(item) for item in value)
+            # In parentheses, numbers are one literal to the parser however many there are; as arguments of tuple()
+            # each counts against max_ast_elements.
+            return f"({inner})" if len(value) > 1 else f"tuple({inner})"
         case _:
             raise TypeError(f"no ClickHouse literal for {type(value).__name__}")
 

@@ -179,6 +179,15 @@ def test_an_event_moved_to_another_day_and_campaign_leaves_the_old_ones(
     assert [str(row[0]) for row in target_performance(servers)] == ["2026-11-02"]
 
 
+def test_an_update_of_more_rows_than_a_parser_takes_arguments(servers: Servers, writer: Connection) -> None:
+    first, second, _ = campaigns(writer)
+    add(writer, "impressions", first, 60_000, at="2026-11-10T00:00:00Z")
+    sync(servers)
+    write(writer, "UPDATE impressions SET campaign_id = %s, created_at = created_at + interval '5 days'", second)
+    sync(servers)
+    assert target_performance(servers) == source_performance(writer)
+
+
 def test_a_day_left_by_an_attempt_that_died_is_still_rebuilt(
     servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
