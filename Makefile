@@ -17,8 +17,8 @@ demo: environment ## Show everything at work in about 20 seconds; ends by itself
 test: environment ## Run the tests on servers of their own
 	@$(PYTHON_BIN) -m pytest -m "not chaos"
 
-chaos: environment ## Run the long tests that break things on purpose
-	@$(PYTHON_BIN) -m pytest -m chaos
+chaos: environment ## Break things on purpose: SEED=… FAULTS=…
+	@$(PYTHON_BIN) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
 up: environment ## Start servers, workers, beat and Flower; Ctrl-C stops them
 	@.venv/bin/retailmedia up
@@ -26,10 +26,11 @@ up: environment ## Start servers, workers, beat and Flower; Ctrl-C stops them
 down: environment ## Stop whatever was left running
 	@.venv/bin/retailmedia down
 
-check: environment ## Lint, formatting, types
+check: environment ## Lint, formatting, types, layers
 	$(PYTHON_BIN) -m ruff check .
 	$(PYTHON_BIN) -m ruff format --check .
 	$(PYTHON_BIN) -m mypy
+	$(PYTHON_BIN) -m pytest tests/unit/test_layers.py
 
 bench: environment ## Measure speed
 	@$(PYTHON_BIN) -m bench
