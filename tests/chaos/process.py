@@ -1,0 +1,41 @@
+"""`python -m tests.chaos.process …`: `celery …`, with the steps, the mutant and the clock that the environment names.
+
+CHAOS_FOLDER is where traps are laid, CHAOS_MUTANT the mutant to be (none if empty), CHAOS_CLOCK the seconds by which
+this process's clock is wrong. What is patched before the pool forks holds in its children.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Becomes `celery` with the arguments given."""
+    offset = float(os.environ.get("CHAOS_CLOCK") or 0)
+    if offset:
+        from tests.chaos.clock import shift
+
+        shift(offset)
+    from tests.chaos import mutants, points
+
+    mutants.apply(os.environ.get("CHAOS_MUTANT", ""))
+    points.install()
+    _sweep_soon()
+
+    from celery.__main__ import main as celery
+
+    sys.argv = ["celery", *sys.argv[1:]]
+    sys.exit(celery())
+
+
+def _sweep_soon() -> None:
+    """A table is abandoned after three times the longest a task may run; here tasks may run for less."""
+    from worker.config import load
+    from worker.tasks import maintenance
+
+    maintenance.ABANDONED_SECONDS = 3 * load().task_time_limit_seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""A run: faults by a seeded schedule while writers go on, rests in which everything is compared, and a report.
+
+The schedule is a pure function of seed and length. A run is cut into chapters, each on a stage of its own, so that a
+long one does not drag all its rows along.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tests.chaos import checker
+from tests.chaos.faults import FAULTS, Fault, Params, Scene, back_up, canary
+from tests.chaos.stage import Stage, Violation, open_stage
+from tests.chaos.writers import Writers
+
+CHAPTER = 125
+"""Faults on one stage."""
+
+REST_EVERY = 25
+"""Faults between two full comparisons."""
+
+PAIRED = 0.6
+"""How often a fault comes with another one."""
+
+DUPLICATES = 8
+"""Physical rows there may be for each logical one before merges. Each reading of a row adds at most one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One fault, or two of different subjects at once, held for so many seconds before they are healed."""
+
+    number: int
+    faults: tuple[tuple[str, Params], ...]
+    hold: float
+    first_healed_first: bool
+
+    def told(self) -> str:
+        """The step in a line."""
+        names = [f"{name}{f' {params}' if params else ''}" for name, params in self.faults]
+        return f"#{self.number} {' + '.join(names)}"
+
+
+def schedule(seed: int, count: int, *, only: Sequence[str] = ()) -> list[Step]:
+    """Steps with `count` faults in all. Every kind comes once before any comes twice, where there is room for all."""
+    rng = random.Random(seed)
+    kinds = [FAULTS[name] for name in only] if only else list(FAULTS.values())
+    deck: list[Fault] = []
+    steps: list[Step] = []
+    left = count
+
+    def next_fault(besides: str = "") -> Fault | None:
+        if not deck:
+            deck.extend(rng.sample(kinds, len(kinds)) if only else _deck(rng, kinds, count))
+        for position, one in enumerate(deck):
+            if one.subject != besides:
+                return deck.pop(position)
+        return None
+
+    while left:
+        first = next_fault()
+        assert first is not None
+        chosen = [first]
+        if left > 1 and rng.random() < PAIRED:
+            second = next_fault(first.subject)
+            if second is not None:
+                chosen.append(second)
+        drawn = tuple((one.name, one.draw(rng)) for one in chosen)
+        steps.append(Step(len(steps) + 1, drawn, round(rng.uniform(0.1, 1), 2), rng.random() < 0.5))
+        left -= len(chosen)
+    return steps
+
+
+FAMILIES = ("kill child at ", "kill worker at ")
+
+
+def _deck(rng: random.Random, kinds: list[Fault], count: int) -> list[Fault]:
+    """A shuffled round of kinds. In a short run, one kill of each family stands for the family."""
+    round_of = list(kinds)
+    rng.shuffle(round_of)
+    if count < len(kinds):
+        seen: Counter[str] = Counter()
+        result = []
+        for one in round_of:
+            family = next((family for family in FAMILIES if one.name.startswith(family)), one.name)
+            seen[family] += 1
+            if seen[family] == 1:
+                result.append(one)
+        return result
+    # In a long one, kinds that take long come less often.
+    return [one for one in round_of if rng.random() < one.weight] + [
+        one for one in round_of if rng.random() < one.weight - 1
+    ]
+
+
+@dataclass
+class Report:
+    """What a run did and found. `convergence` holds seconds from healed to counted, one for each step."""
+
+    seed: int
+    mutant: str = ""
+    faults: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    rows_written: int = 0
+    rows_updated: int = 0
+    rows_compared: int = 0
+    rows_quarantined: int = 0
+    rows_lost: int = 0
+    rows_doubled: int = 0
+    rows_stale: int = 0
+    physical_duplicates: int = 0
+    comparisons: int = 0
+    restarts: int = 0
+    convergence: list[float] = field(default_factory=list)
+    wiped: list[float] = field(default_factory=list)
+    settled: list[float] = field(default_factory=list)
+    unreached: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    caught_by: str = ""
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether the promise held."""
+        return not self.violations
+
+    def figures(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        told = asdict(self)
+        told["faults"] = dict(sorted(self.faults.items()))
+        told["fault_count"] = sum(self.faults.values())
+        for name in ("convergence", "wiped", "settled"):
+            values = getattr(self, name)
+            told[name] = {"count": len(values), "p95": percentile(values, 0.95), "longest": max(values, default=0.0)}
+        return told
+
+    def text(self) -> str:
+        """The report for people."""
+        lines = [
+            f"seed {self.seed}{f', mutant {self.mutant}' if self.mutant else ''}: {'the promise held' if self.good else 'VIOLATED'}"
+        ]
+        lines.append(f"faults {sum(self.faults.values())} ({self.pairs} pairs) in {self.seconds:.0f} s")
+        lines += [f"  {count:4d}  {name}" for name, count in sorted(self.faults.items())]
+        if self.unreached:
+            lines.append("not reached in time:")
+            lines += [f"  {count:4d}  {name}" for name, count in sorted(self.unreached.items())]
+        lines += [
+            f"rows written {self.rows_written}, updated {self.rows_updated}, quarantined {self.rows_quarantined}",
+            f"rows lost {self.rows_lost}, doubled {self.rows_doubled}, stale {self.rows_stale}, in {self.comparisons} comparisons",
+            f"physical duplicates before merges: {self.physical_duplicates}",
+            f"processes restarted: {self.restarts}",
+            f"time to converge: p95 {percentile(self.convergence, 0.95):.1f} s, longest {max(self.convergence, default=0):.1f} s",
+            f"watermarks back after a wiped Redis: p95 {percentile(self.wiped, 0.95):.1f} s, longest {max(self.wiped, default=0):.1f} s",
+            f"replay: python -m tests.chaos --seed {self.seed} --faults {sum(self.faults.values())}"
+            + (f" --mutant {self.mutant}" if self.mutant else ""),
+        ]
+        lines += [f"VIOLATION {told}" for told in self.violations]
+        return "\n".join(lines)
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The smallest value that at least `part` of the values do not exceed; 0 for none."""
+    if not values:
+        return 0.0
+    return sorted(values)[max(0, -(-int(part * 1000) * len(values) // 1000) - 1)]
+
+
+def quiet(_: str) -> None:
+    """Tells nobody."""
+
+
+def aloud(line: str) -> None:
+    """Tells standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(
+    seed: int,
+    count: int,
+    *,
+    mutant: str = "",
+    only: Sequence[str] = (),
+    huge_rows: int = 100_000,
+    rest_every: int = REST_EVERY,
+    patience: float = 60.0,
+    converged: float = 150.0,
+    tell: Callable[[str], None] = aloud,
+    keep: bool = False,
+) -> Report:
+    """Plays `count` faults and returns the report. Stops at the first violation: what comes after it proves nothing.
+
+    `only` restricts the kinds; `patience` is how long a comparison waits for agreement, `converged` how long new rows
+    may take after a fault was healed.
+    """
+    report = Report(seed, mutant)
+    began = time.monotonic()
+    steps = schedule(seed, count, only=only)
+    chapter = 0
+    while steps and report.good:
+        taken, faults = 0, 0
+        while taken < len(steps) and faults < CHAPTER:
+            faults += len(steps[taken].faults)
+            taken += 1
+        with open_stage(mutant=mutant, keep=keep) as stage:
+            tell(f"chapter {chapter + 1}: {stage.home}")
+            played = Chapter(stage, report, f"{seed}/{chapter}", huge_rows, rest_every, patience, converged, tell)
+            played.play(steps[:taken])
+        steps = steps[taken:]
+        chapter += 1
+    report.seconds = time.monotonic() - began
+    return report
+
+
+class Chapter:
+    """Steps on one stage."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        report: Report,
+        seed: str,
+        huge_rows: int,
+        rest_every: int,
+        patience: float,
+        converged: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._stage, self._report, self._tell = stage, report, tell
+        self._huge_rows, self._rest_every, self._patience, self._converged = huge_rows, rest_every, patience, converged
+        self._writers = Writers(stage, random.Random(seed).getrandbits(32))
+        self._scene = Scene(stage, self._writers)
+        self._recent: list[str] = []
+
+    def play(self, steps: Sequence[Step]) -> None:
+        """Plays them all, or up to the first violation, which goes into the report."""
+        report = self._report
+        self._writers.start()
+        try:
+            canary(self._stage, what="at the start", seconds=60)
+            back_up(self._scene)
+            since_rest = 0
+            for step in steps:
+                self._play_step(step)
+                since_rest += len(step.faults)
+                if since_rest >= self._rest_every:
+                    self._rest()
+                    since_rest = 0
+            self._rest(final=True)
+        except Violation as violation:
+            report.violations.append(str(violation))
+            if self._recent:
+                report.caught_by = self._recent[-1]
+            report.violations += [f"  after {told}" for told in self._recent[-6:]]
+        finally:
+            report.rows_written += self._writers.counts["rows inserted"]
+            report.rows_updated += self._writers.counts["rows updated"]
+            report.unreached.update(self._scene.unreached)
+            report.wiped += self._scene.wiped
+            report.restarts += sum(process.starts - 1 for process in self._stage.processes.values())
+            self._writers.close()
+
+    def _play_step(self, step: Step) -> None:
+        report, scene = self._report, self._scene
+        began = time.monotonic()
+        self._recent.append(step.told())
+        scene.afterwards.clear()
+        healing: list[ExitStack] = []
+        try:
+            for name, params in step.faults:
+                one = ExitStack()
+                healing.append(one)
+                given = {**params, "rows": self._huge_rows} if name == "huge transaction" else params
+                try:
+                    one.enter_context(FAULTS[name].inject(scene, **given))
+                    report.faults[name] += 1
+                except Violation:
+                    raise
+                except Exception as error:
+                    # The other fault of the pair may keep this one from happening.
+                    if len(step.faults) == 1:
+                        raise
+                    scene.unreached.append(f"{name} ({type(error).__name__})")
+            time.sleep(step.hold)
+        finally:
+            order = healing if step.first_healed_first else healing[::-1]
+            with ExitStack() as all_healed:
+                for one in order[::-1]:
+                    all_healed.push(one)
+        report.pairs += len(step.faults) - 1
+        healed = time.monotonic()
+        for due in scene.afterwards:
+            due()
+        took = canary(self._stage, seconds=self._converged)
+        # A pending check counts towards the time it took to get there, not the new rows' own time.
+        report.convergence.append(time.monotonic() - healed if not scene.afterwards else took)
+        self._tell(f"{step.told()}: {time.monotonic() - began:.1f} s, of which {took:.1f} s to converge")
+
+    def _rest(self, *, final: bool = False) -> None:
+        report = self._report
+        self._writers.pause()
+        self._scene.refreshes_ended()
+        findings, took = checker.check(self._stage, seconds=self._patience)
+        report.comparisons += 1
+        report.settled.append(took)
+        report.rows_lost += len(findings.lost)
+        report.rows_doubled += len(findings.doubled)
+        report.rows_stale += len(findings.stale)
+        report.physical_duplicates = max(report.physical_duplicates, findings.physical - findings.rows)
+        if final:
+            report.rows_compared += findings.rows
+            report.rows_quarantined += findings.quarantined
+        self._tell(f"  compared {findings.rows} rows after {took:.1f} s: {findings.told() or 'all agree'}")
+        if not findings.good:
+            raise Violation(findings.told())
+        if findings.physical > DUPLICATES * max(findings.rows, 1000):
+            raise Violation(f"{findings.physical} physical rows for {findings.rows}")
+        if not final:
+            back_up(self._scene)
+            self._writers.resume()
