@@ -892,39 +892,36 @@ def cold(scene: Scene, name: str) -> Iterator[None]:
 
 @fault("chord callback lost", "delivery", lambda rng: {"day": f"2026-0{rng.randint(1, 9)}-{rng.randint(10, 28)}"})
 def callback_lost(scene: Scene, day: str) -> Iterator[None]:
-    """Rows of a day of their own are the last ones written, and the callback after them never comes."""
+    """Rows of a day of their own are the last ones written, and no callback comes until their metrics are there."""
     stage = scene.stage
-    with scene.writers.paused():
+
+    def agrees() -> bool:
+        expected = stage.write(
+            "SELECT count(*) FROM impressions WHERE (created_at AT TIME ZONE 'UTC')::date = %s AND campaign_id = 3", day
+        )
+        with stage.servers() as servers:
+            found = servers.sink.query(
+                "reading metrics",
+                "SELECT sum(impressions_count) FROM daily_campaign_performance "
+                "WHERE date_id = toDate32(%(day)s) AND campaign_id = 3",
+                {"day": day},
+            )
+        return bool(expected[0][0] == found[0][0])
+
+    with scene.writers.paused(), stage.condition(points.LOSE_CALLBACKS):
         lost = sum(told == "callback lost" for told in stage.reports())
-        with stage.condition(points.LOSE_CALLBACKS):
-            stage.write(
-                "INSERT INTO impressions (campaign_id, created_at) "
-                "SELECT 3, %s::timestamptz + n * interval '1 minute' FROM generate_series(1, 50) AS n",
-                f"{day}T00:00:00Z",
+        stage.write(
+            "INSERT INTO impressions (campaign_id, created_at) "
+            "SELECT 3, %s::timestamptz + n * interval '1 minute' FROM generate_series(1, 50) AS n",
+            f"{day}T00:00:00Z",
+        )
+        with suppress(Violation):
+            eventually(
+                lambda: sum(told == "callback lost" for told in stage.reports()) > lost,
+                "a callback is lost",
+                STEP_SECONDS,
             )
-            with suppress(Violation):
-                eventually(
-                    lambda: sum(told == "callback lost" for told in stage.reports()) > lost,
-                    "a callback is lost",
-                    STEP_SECONDS,
-                )
-            time.sleep(0.3)
-            yield
-
-        def agrees() -> bool:
-            expected = stage.write(
-                "SELECT count(*) FROM impressions WHERE (created_at AT TIME ZONE 'UTC')::date = %s AND campaign_id = 3",
-                day,
-            )
-            with stage.servers() as servers:
-                found = servers.sink.query(
-                    "reading metrics",
-                    "SELECT sum(impressions_count) FROM daily_campaign_performance "
-                    "WHERE date_id = toDate32(%(day)s) AND campaign_id = 3",
-                    {"day": day},
-                )
-            return bool(expected[0][0] == found[0][0])
-
+        yield
         eventually(agrees, f"metrics of {day} follow without their callback", CONVERGED_SECONDS)
 
 
