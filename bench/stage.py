@@ -24,6 +24,8 @@ from worker import logs, migrate
 from worker.config import Settings, load
 from worker.sink import Sink
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -111,9 +113,12 @@ def staged() -> Iterator[Stage]:
     logs.configure(load(log_level="WARNING"))
 
     def ended(number: int, _frame: FrameType | None) -> None:
+        # Once is enough: a second Ctrl-C must not break off the ending of what was started.
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, ended) for number in ENDING}
     home = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         yield Stage(home, embedded_stack.start(home))
