@@ -13,12 +13,17 @@ import json
 import random
 import signal
 import sys
+import time
+from types import FrameType
 
+from tests.chaos import hunt, lanes
 from tests.chaos import run as runs
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
 from worker import logs
 from worker.config import load
+
+LANES = 3
 
 
 def main() -> int:
@@ -35,30 +40,71 @@ def main() -> int:
         help="restrict the kinds; may be given more than once",
     )
     parser.add_argument(
-        "--mutant", choices=[*MUTANTS, "all"], metavar="NAME", help=f"one of {', '.join(MUTANTS)}, or all"
+        "--mutant",
+        choices=[*MUTANTS, "all", hunt.CONTROL],
+        metavar="NAME",
+        help=f"one of {', '.join(MUTANTS)}, or all",
     )
+    parser.add_argument("--chapter", type=int, default=0, metavar="N", help="play only that chapter of the run")
+    parser.add_argument("--lanes", type=int, default=LANES, metavar="N", help=f"stages at once, {LANES} if not given")
     parser.add_argument("--huge", type=int, default=100_000, metavar="ROWS", help="rows of the huge transaction")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--raw", action="store_true", help="play here, and print the report for another process to read"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder with data and logs")
     parser.add_argument("--list", action="store_true", help="print the schedule and do nothing")
     given = parser.parse_args()
     logs.configure(load(log_level="ERROR"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, _end)
 
     seed = given.seed if given.seed is not None else random.randrange(10**6)
     if given.list:
-        for step in runs.schedule(seed, given.faults, only=given.only):
-            print(step.told())
+        for number, chapter in enumerate(runs.cut(runs.schedule(seed, given.faults, only=given.only), given.faults), 1):
+            for step in chapter:
+                print(f"[{number}] {step.told()}")
         return 0
-    if given.mutant:
-        from tests.chaos import hunt
-
-        caught = hunt.hunt(list(MUTANTS) if given.mutant == "all" else [given.mutant], seed=seed)
-        print(json.dumps([one.figures() for one in caught], indent=2) if given.json else hunt.text(caught))
-        return 0 if all(one.caught for one in caught) else 1
-    report = runs.run(seed, given.faults, only=given.only, huge_rows=given.huge, keep=given.keep)
-    print(json.dumps(report.figures(), indent=2) if given.json else report.text())
+    if given.mutant and not given.raw:
+        hunted = hunt.hunt(list(MUTANTS) if given.mutant == "all" else [given.mutant], seed=seed, lanes=given.lanes)
+        print(json.dumps([one.figures() for one in hunted], indent=2) if given.json else hunt.text(hunted))
+        return 0 if hunt.good(hunted) else 1
+    if given.raw:
+        if given.mutant:
+            report = hunt.chase("" if given.mutant == hunt.CONTROL else given.mutant, seed)
+        else:
+            report = runs.run(
+                seed, given.faults, chapter=given.chapter, only=given.only, huge_rows=given.huge, keep=given.keep
+            )
+        print(report.to_json())
+    else:
+        report = spread(seed, given)
+        print(json.dumps(report.figures(), indent=2) if given.json else report.text())
     return 0 if report.good else 1
+
+
+def spread(seed: int, given: argparse.Namespace) -> runs.Report:
+    """Plays the chapters in lanes, and adds their reports up."""
+    report = runs.Report(seed, given.faults, given.chapter, given.only)
+    began = time.monotonic()
+    count = len(runs.cut(runs.schedule(seed, given.faults, only=given.only), given.faults))
+    base = ["--seed", str(seed), "--faults", str(given.faults), "--huge", str(given.huge)]
+    base += [word for name in given.only for word in ("--only", name)]
+    base += ["--keep"] if given.keep else []
+    chapters = [given.chapter] if given.chapter else range(1, count + 1)
+    for played in lanes.play([[*base, "--chapter", str(number)] for number in chapters], given.lanes):
+        report.add(played)
+        if not played.good:
+            report.chapter = played.chapter
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    # Once is enough: a second Ctrl-C must not break off the ending of what was started.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

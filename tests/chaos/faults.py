@@ -503,10 +503,19 @@ def _copy_table(scene: Scene, name: str, origin: str, target: str) -> None:
         def partitions(database: str) -> set[str]:
             rows = servers.sink.query(
                 "listing partitions",
-                "SELECT DISTINCT partition_id FROM system.parts WHERE database = %(database)s AND table = %(table)s AND active",
+                "SELECT partition_id, min(rows) FROM system.parts "
+                "WHERE database = %(database)s AND table = %(table)s AND active GROUP BY partition_id HAVING sum(rows) > 0",
                 {"database": database, "table": name},
             )
-            return {partition for (partition,) in rows}
+            for partition, least in rows:
+                if least == 0:
+                    # What a dropped part leaves behind for a while; copying it fails with code 226.
+                    servers.sink.command(
+                        "merging empty parts away",
+                        f"OPTIMIZE TABLE {database}.{name} PARTITION ID %(partition)s FINAL",
+                        {"partition": partition},
+                    )
+            return {partition for partition, _ in rows}
 
         wanted = partitions(origin)
         for partition in sorted(wanted):

@@ -224,7 +224,8 @@ def _doing(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(*args, **kwargs)
         finally:
-            _Here.doing = {}
+            # What comes next in this process is something else, a dimension perhaps.
+            _Here.doing, _Here.extracted = {}, None
 
     return wrapped
 

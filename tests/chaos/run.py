@@ -1,18 +1,19 @@
 """A run: faults by a seeded schedule while writers go on, rests in which everything is compared, and a report.
 
 The schedule is a pure function of seed and length. A run is cut into chapters, each on a stage of its own, so that a
-long one does not drag all its rows along.
+long one does not drag all its rows along, and so that several can be played at once (`tests.chaos.lanes`).
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos import checker
@@ -20,8 +21,11 @@ from tests.chaos.faults import FAULTS, Fault, Params, Scene, back_up, canary
 from tests.chaos.stage import Stage, Violation, open_stage
 from tests.chaos.writers import Writers
 
-CHAPTER = 125
-"""Faults on one stage."""
+CHAPTER = 100
+"""Faults on one stage, at most."""
+
+SHORT_RUN, SHORT_CHAPTER = 100, 14
+"""A run of no more faults than this is cut finer, so that its chapters fill all lanes."""
 
 REST_EVERY = 25
 """Faults between two full comparisons."""
@@ -100,11 +104,28 @@ def _deck(rng: random.Random, kinds: list[Fault], count: int) -> list[Fault]:
     ]
 
 
+def cut(steps: Sequence[Step], count: int) -> list[list[Step]]:
+    """The schedule of `count` faults in chapters."""
+    room = SHORT_CHAPTER if count <= SHORT_RUN else CHAPTER
+    chapters: list[list[Step]] = []
+    taken = room
+    for step in steps:
+        if taken >= room:
+            chapters.append([])
+            taken = 0
+        chapters[-1].append(step)
+        taken += len(step.faults)
+    return chapters
+
+
 @dataclass
 class Report:
     """What a run did and found. `convergence` holds seconds from healed to counted, one for each step."""
 
     seed: int
+    asked: int
+    chapter: int = 0
+    only: list[str] = field(default_factory=list)
     mutant: str = ""
     faults: Counter[str] = field(default_factory=Counter)
     pairs: int = 0
@@ -126,6 +147,27 @@ class Report:
     caught_by: str = ""
     seconds: float = 0.0
 
+    def add(self, other: Report) -> None:
+        """Takes in what another chapter did and found."""
+        for name in (
+            "faults", "pairs", "rows_written", "rows_updated", "rows_compared", "rows_quarantined", "rows_lost",
+            "rows_doubled", "rows_stale", "comparisons", "restarts", "convergence", "wiped", "settled", "unreached",
+            "violations",
+        ):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.physical_duplicates = max(self.physical_duplicates, other.physical_duplicates)
+        self.caught_by = self.caught_by or other.caught_by
+
+    def to_json(self) -> str:
+        """Everything, for `from_json`."""
+        return json.dumps(vars(self))
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """A report that another process wrote."""
+        told = json.loads(text)
+        return Report(**{**told, "faults": Counter(told["faults"]), "unreached": Counter(told["unreached"])})
+
     @property
     def good(self) -> bool:
         """Whether the promise held."""
@@ -133,7 +175,7 @@ class Report:
 
     def figures(self) -> dict[str, Any]:
         """The report as JSON takes it."""
-        told = asdict(self)
+        told = {**vars(self), "replay": self.replay()}
         told["faults"] = dict(sorted(self.faults.items()))
         told["fault_count"] = sum(self.faults.values())
         for name in ("convergence", "wiped", "settled"):
@@ -158,11 +200,21 @@ class Report:
             f"processes restarted: {self.restarts}",
             f"time to converge: p95 {percentile(self.convergence, 0.95):.1f} s, longest {max(self.convergence, default=0):.1f} s",
             f"watermarks back after a wiped Redis: p95 {percentile(self.wiped, 0.95):.1f} s, longest {max(self.wiped, default=0):.1f} s",
-            f"replay: python -m tests.chaos --seed {self.seed} --faults {sum(self.faults.values())}"
-            + (f" --mutant {self.mutant}" if self.mutant else ""),
+            f"replay: {self.replay()}",
         ]
         lines += [f"VIOLATION {told}" for told in self.violations]
         return "\n".join(lines)
+
+    def replay(self) -> str:
+        """The command that plays the same again."""
+        words = ["python -m tests.chaos", f"--seed {self.seed}"]
+        if self.mutant:
+            words.append(f"--mutant {self.mutant}")
+        else:
+            words.append(f"--faults {self.asked}")
+            words += [f'--only "{name}"' for name in self.only]
+            words += [f"--chapter {self.chapter}"] if self.chapter else []
+        return " ".join(words)
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -185,6 +237,7 @@ def run(
     seed: int,
     count: int,
     *,
+    chapter: int = 0,
     mutant: str = "",
     only: Sequence[str] = (),
     huge_rows: int = 100_000,
@@ -196,24 +249,18 @@ def run(
 ) -> Report:
     """Plays `count` faults and returns the report. Stops at the first violation: what comes after it proves nothing.
 
-    `only` restricts the kinds; `patience` is how long a comparison waits for agreement, `converged` how long new rows
-    may take after a fault was healed.
+    `chapter` (from 1; 0 for all) plays that one alone; `only` restricts the kinds; `patience` is how long a comparison
+    waits for agreement, `converged` how long new rows may take after a fault was healed.
     """
-    report = Report(seed, mutant)
+    report = Report(seed, count, chapter, list(only), mutant)
     began = time.monotonic()
-    steps = schedule(seed, count, only=only)
-    chapter = 0
-    while steps and report.good:
-        taken, faults = 0, 0
-        while taken < len(steps) and faults < CHAPTER:
-            faults += len(steps[taken].faults)
-            taken += 1
+    for number, steps in enumerate(cut(schedule(seed, count, only=only), count), 1):
+        if chapter not in (0, number) or not report.good:
+            continue
         with open_stage(mutant=mutant, keep=keep) as stage:
-            tell(f"chapter {chapter + 1}: {stage.home}")
-            played = Chapter(stage, report, f"{seed}/{chapter}", huge_rows, rest_every, patience, converged, tell)
-            played.play(steps[:taken])
-        steps = steps[taken:]
-        chapter += 1
+            tell(f"chapter {number}: {stage.home}")
+            played = Chapter(stage, report, f"{seed}/{number}", huge_rows, rest_every, patience, converged, tell)
+            played.play(steps)
     report.seconds = time.monotonic() - began
     return report
 
