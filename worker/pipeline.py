@@ -34,6 +34,8 @@ log = structlog.get_logger()
 
 DIMENSION_STAGING = "dimension_staging_"
 HOUR_MICROS = 3_600_000_000
+MANY_IDS = 1000
+"""From so many on, ids are rather given as a range than one by one."""
 
 # ClickHouse keeps DateTime64(6) from 1900 to 2299; a day's distance keeps every time zone's day inside.
 EARLIEST = -2_208_902_400_000_000  # 1900-01-02
@@ -55,7 +57,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One reading of one window: what every chunk of it has in common."""
+    """One reading of one window: what every chunk of it has in common.
+
+    `noted` are days the ledger already knows to be left by events of this window.
+    """
 
     settings: Settings
     stream: Stream
@@ -64,6 +69,7 @@ class _Reading:
     uuid: UUID
     version: int
     run_id: str
+    noted: set[date] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -202,8 +208,9 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
     stream, zone = reading.stream, reading.settings.zone
     token = dedup_token(reading.uuid, stream, reading.window, reading.version, number)
     left = days_of_hours(_hours_present(sink, stream, chunk, reading.table), zone)
-    if left:
+    if left - reading.noted:
         Ledger(sink).note_superseding(stream, reading.uuid, reading.window, left, token)
+        reading.noted.update(left)
 
     refused: dict[int, str] = {}
     for rule, rows in refusals(chunk):
@@ -225,9 +232,17 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
 
 
 def _hours_present(sink: Sink, stream: Stream, chunk: EventColumns, table: str) -> set[int]:
-    """Hours in which versions of these events already in the table happened: they are about to be overwritten."""
+    """Hours in which versions of these events already in the table happened: they are about to be overwritten.
+
+    Of a large chunk whose ids lie close together, as when a window is read again, also hours of the few events between
+    them: a rebuild more is cheap, and naming many ids would make each try slower than the one before it.
+    """
     first, last = int(chunk.event_id.min()), int(chunk.event_id.max())
     parameters: dict[str, Any] = {"event_type": stream.event_type, "first": first, "last": last}
+    room = 2 * len(chunk) if len(chunk) >= MANY_IDS else len(chunk)
+    if last - first < room:
+        within = named("events", "hours_between").format(table=quoted(table))
+        return {int(hour) for (hour,) in sink.query("looking for days that events leave", within, parameters)}
     present = named("events", "present").format(table=quoted(table))
     if not sink.query("looking for earlier versions", present, parameters)[0][0]:
         return set()

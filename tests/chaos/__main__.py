@@ -47,7 +47,6 @@ def main() -> int:
     )
     parser.add_argument("--chapter", type=int, default=0, metavar="N", help="play only that chapter of the run")
     parser.add_argument("--lanes", type=int, default=LANES, metavar="N", help=f"stages at once, {LANES} if not given")
-    parser.add_argument("--huge", type=int, default=100_000, metavar="ROWS", help="rows of the huge transaction")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument(
         "--raw", action="store_true", help="play here, and print the report for another process to read"
@@ -73,9 +72,7 @@ def main() -> int:
         if given.mutant:
             report = hunt.chase("" if given.mutant == hunt.CONTROL else given.mutant, seed)
         else:
-            report = runs.run(
-                seed, given.faults, chapter=given.chapter, only=given.only, huge_rows=given.huge, keep=given.keep
-            )
+            report = runs.run(seed, given.faults, chapter=given.chapter, only=given.only, keep=given.keep)
         print(report.to_json())
     else:
         report = spread(seed, given)
@@ -88,7 +85,7 @@ def spread(seed: int, given: argparse.Namespace) -> runs.Report:
     report = runs.Report(seed, given.faults, given.chapter, given.only)
     began = time.monotonic()
     count = len(runs.cut(runs.schedule(seed, given.faults, only=given.only), given.faults))
-    base = ["--seed", str(seed), "--faults", str(given.faults), "--huge", str(given.huge)]
+    base = ["--seed", str(seed), "--faults", str(given.faults)]
     base += [word for name in given.only for word in ("--only", name)]
     base += ["--keep"] if given.keep else []
     chapters = [given.chapter] if given.chapter else range(1, count + 1)

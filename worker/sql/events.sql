@@ -9,6 +9,11 @@ SELECT DISTINCT toInt64(floor(toUnixTimestamp64Micro(created_at) / 3600000000))
 FROM {table}
 WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s AND event_id IN %(ids)s AND NOT _deleted
 
+-- name: hours_between
+SELECT DISTINCT toInt64(floor(toUnixTimestamp64Micro(created_at) / 3600000000))
+FROM {table}
+WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s AND NOT _deleted
+
 -- name: loaded
 -- Count and order-independent hash of what one reading of one window left in the table.
 SELECT count(), sum(bitXor(mixed, bitShiftRight(mixed, 29)) * 13787848793156543929)
