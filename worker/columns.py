@@ -40,18 +40,19 @@ _EARLIEST_DAY, _LATEST_DAY = -25_567, 120_529  # 1900-01-01 and 2299-12-31
 
 _HIGHEST, _LOWEST = np.iinfo(np.int64).max, np.iinfo(np.int64).min
 _E19 = 10**19
+_TENS = np.array([10**power for power in range(20)], np.uint64)
 _NULL_WORD = np.uint64(0x9E3779B97F4A7C15)
 
 _FIXED = {
-    # ClickHouse's type: PostgreSQL's, the bytes of a value there, and the numpy type here
-    "Bool": ("boolean", "u1", "u1"),
-    "Int16": ("smallint", ">i2", "<i2"),
-    "Int32": ("integer", ">i4", "<i4"),
-    "Int64": ("bigint", ">i8", "<i8"),
-    "Float32": ("real", ">f4", "<f4"),
-    "Float64": ("double precision", ">f8", "<f8"),
-    "Date32": ("date", ">i4", "<i4"),
-    "DateTime64(6)": ("timestamptz", ">i8", "<i8"),
+    # ClickHouse's type: PostgreSQL's, and a value's bytes there
+    "Bool": ("boolean", "|u1"),
+    "Int16": ("smallint", ">i2"),
+    "Int32": ("integer", ">i4"),
+    "Int64": ("bigint", ">i8"),
+    "Float32": ("real", ">f4"),
+    "Float64": ("double precision", ">f8"),
+    "Date32": ("date", ">i4"),
+    "DateTime64(6)": ("timestamptz", ">i8"),
 }
 _DECIMAL = re.compile(r"Decimal\((\d+),(\d+)\)")
 
@@ -181,8 +182,8 @@ def word_statement(kind: str) -> str:
     name, _ = plain(kind)
     if name.startswith("Decimal"):
         precision = int(name[8:].partition(",")[0])
-        return f"words_{'small_' if precision <= 9 else '' if precision <= 18 else 'wide_'}decimal"
-    kinds = {"String": "text", "UUID": "uuid", "Date32": "date", "DateTime64(6)": "instant"}
+        return "words_small_decimal" if precision <= 9 else "words_decimal" if precision <= 18 else "words_wide"
+    kinds = {"String": "text", "UUID": "wide", "Date32": "date", "DateTime64(6)": "instant"}
     return f"words_{kinds.get(name) or ('float' if name.startswith('Float') else 'number')}"
 
 
@@ -212,9 +213,11 @@ class Rows:
         self.at = at
 
     def gather(self, dtype: str, at: Int64s) -> NDArray[Any]:
-        """Values that begin at these places, wherever in the buffer."""
-        size = np.dtype(dtype).itemsize
-        return np.ndarray((self._size - size + 1,), dtype, self._buffer, 0, (1,))[at]
+        """Values that begin at these places, wherever in the buffer, in this machine's order of bytes."""
+        kind = np.dtype(dtype)
+        values = np.ndarray((self._size - kind.itemsize + 1,), kind.newbyteorder("<"), self._buffer, 0, (1,))[at]
+        # Turning the bytes round afterwards is three times as fast as on the way.
+        return values.byteswap(inplace=True) if dtype[0] == ">" else values
 
     def field(self) -> tuple[Int64s, Int64s, Bools]:
         """Where the next field's value begins, its length (0 for NULL), and which are NULL; steps over the field."""
@@ -237,14 +240,15 @@ class Rows:
         if base == "String":
             values: Any = _text(np.frombuffer(self._buffer, np.uint8), begin, sizes)
         elif base == "UUID":
-            values = self._fixed(">u8,>u8", begin, sizes, nulls, 16)
-            values = np.stack([values["f0"], values["f1"]], axis=1).astype("<u8")
+            values = np.empty((len(begin), 2), "<u8")
+            values[:, 0] = self._fixed(">u8", begin, sizes, nulls, 16)
+            values[:, 1] = self._fixed(">u8", begin + 8, sizes, nulls, 16)
         elif base.startswith("Decimal"):
             precision, scale = (int(part) for part in base[8:-1].split(","))
             values, refused = self._decimal(begin, sizes, nulls, precision, scale)
         else:
-            _, theirs, ours = _FIXED[base]
-            values = self._fixed(theirs, begin, sizes, nulls, np.dtype(theirs).itemsize).astype(ours)
+            dtype = _FIXED[base][1]
+            values = self._fixed(dtype, begin, sizes, nulls, np.dtype(dtype).itemsize)
             if base == "Date32":
                 values, refused = _days(values, nulls)
             elif base == "DateTime64(6)":
@@ -257,11 +261,9 @@ class Rows:
         some = bool(nulls.any())
         if not ((sizes == size) | nulls).all():
             raise ValueError(f"a value that has not {size} bytes")
-        if some and self._size < size:
-            return np.zeros(len(begin), dtype)
         values = self.gather(dtype, np.where(nulls, 0, begin) if some else begin)
         if some:
-            values[nulls] = np.zeros((), dtype)
+            values[nulls] = 0
         return values
 
     def _decimal(
@@ -273,8 +275,7 @@ class Rows:
         """
         if not ((sizes >= 8) | nulls).all():
             raise ValueError("a numeric of less than eight bytes")
-        head = self.gather(">u8", np.where(nulls, 0, begin)) if self._size >= 8 else np.zeros(len(begin), np.uint64)
-        head = np.where(nulls, 0, head.astype(np.uint64))
+        head = self._fixed(">u8", begin, np.where(nulls, 0, 8), nulls, 8)
         count = (head >> np.uint64(48)).astype(np.int64)
         weight = ((head >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.uint16).view(np.int16).astype(np.int64)
         sign = (head >> np.uint64(16)) & np.uint64(0xFFFF)
@@ -283,25 +284,28 @@ class Rows:
         most = (precision - 2) // 4 + 2
         first = self.gather(">u2", np.where(count > 0, begin + 8, 0)).astype(np.int64) * (count > 0)
         room = precision - (4 * weight + scale)
-        large = ~special & (first >= 10 ** np.clip(room, 0, 5))
+        large = ~special & (first >= _TENS[np.clip(room, 0, 5)].view(np.int64)) & (count > 0)
         fine = ~special & ~large & (count > most)
         low, high = np.zeros(len(begin), np.uint64), np.zeros(len(begin), np.uint64)
         usable = ~(special | large | fine)
         for place in range(min(most, int(count[usable].max(initial=0)))):
-            rows = np.flatnonzero(usable & (count > place))
-            digit = self.gather(">u2", begin[rows] + 8 + 2 * place).astype(np.uint64)
+            has = usable & (count > place)
+            rows: Any = slice(None) if has.all() else np.flatnonzero(has)
+            digit = self.gather(">u2", begin[rows] + (8 + 2 * place)).astype(np.uint64)
             power = 4 * (weight[rows] - place) + scale
-            cut = 10 ** np.clip(-power, 0, 4).astype(np.uint64)
+            cut = _TENS[np.clip(-power, 0, 4)]
             lost = digit % cut != 0
             if lost.any():
-                fine[rows[lost]] = True
+                fine[np.arange(len(begin))[rows][lost]] = True
             digit //= cut
             power = np.maximum(power, 0)
             # A digit may lie astride 10^19.
-            split = 10 ** np.clip(19 - power, 0, 4).astype(np.uint64)
-            below, above = digit % split, digit // split
-            low[rows] += below * np.uint64(10) ** np.where(power < 19, power, 0).astype(np.uint64)
-            high[rows] += above * np.uint64(10) ** np.maximum(power - 19, 0).astype(np.uint64)
+            if precision <= 18:
+                low[rows] += digit * _TENS[power]
+                continue
+            split = _TENS[np.clip(19 - power, 0, 4)]
+            low[rows] += digit % split * _TENS[np.where(power < 19, power, 0)]
+            high[rows] += digit // split * _TENS[np.clip(power - 19, 0, 19)]
         refused = special | large | fine
         low[refused] = 0
         high[refused] = 0

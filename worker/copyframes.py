@@ -24,6 +24,7 @@ LARGEST_MESSAGE = 2**30
 
 OnRows = Callable[[memoryview, "NDArray[np.int64] | None"], None]
 _HEAD = struct.Struct(">Bi")
+_SIZE = struct.Struct(">i")
 
 
 class ProtocolError(Exception):
@@ -88,21 +89,32 @@ class CopyFrames:
 
     def _step(self, buffer: memoryview, begin: int) -> int:
         """Rows of any size, from the head of one to the next. What is no row, or not all there, ends them."""
-        starts: list[int] = []
-        note, read = starts.append, _HEAD.unpack_from
-        position, end = begin, len(buffer) - MESSAGE_HEAD
-        while position <= end:
-            kind, size = read(buffer, position)
-            following = position + 1 + size
-            if kind != 100 or size < SMALLEST_ROW or following > end + MESSAGE_HEAD:
-                break
-            if not starts and buffer[position + 5 : position + 16] == SIGNATURE:
-                break
-            note(position)
-            position = following
-        if starts:
-            self._on_rows(buffer[begin:position], np.array(starts, np.int64) - begin)
-        return position - begin
+        passed: list[int] = []
+        note, read = passed.append, _SIZE.unpack_from
+        position, end = begin, len(buffer)
+        try:
+            while True:
+                # Messages of every kind say their length in the same place; which are rows is seen afterwards.
+                (size,) = read(buffer, position + 1)
+                if size < 4:
+                    break
+                note(position)
+                position += size + 1
+        except struct.error:
+            pass
+        if passed and position > end:
+            position = passed.pop()
+        if not passed or buffer[begin + MESSAGE_HEAD : begin + MESSAGE_HEAD + len(SIGNATURE)] == SIGNATURE:
+            return 0
+        starts = np.array(passed, np.int64)
+        ends = np.append(starts[1:], position)
+        rows = (np.frombuffer(buffer, np.uint8)[starts] == ord("d")) & (ends - starts > SMALLEST_ROW)
+        count = len(rows) if rows.all() else int(rows.argmin())
+        if count:
+            position = int(ends[count - 1])
+            self._on_rows(buffer[begin:position], starts[:count] - begin)
+            return position - begin
+        return 0
 
     def _take_message(self, buffer: memoryview, position: int) -> int:
         """One message, whatever it is; returns its length, 0 while it is not all there."""

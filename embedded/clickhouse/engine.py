@@ -125,6 +125,9 @@ def _engine_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise _translated(error) from None
+    except UnicodeDecodeError as error:
+        # The engine quotes values in what it says, and they need not be text.
+        raise _translated(RuntimeError(bytes(error.object).decode("utf-8", "replace"))) from None
 
 
 def memory_limit() -> int:

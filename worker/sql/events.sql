@@ -45,11 +45,8 @@ toUInt64(reinterpretAsInt32({column}))
 -- name: words_decimal
 toUInt64(reinterpretAsInt64({column}))
 
--- name: words_wide_decimal
+-- name: words_wide
 toUInt64(reinterpretAsUInt128({column}));toUInt64(bitShiftRight(reinterpretAsUInt128({column}), 64))
-
--- name: words_uuid
-toUInt64(bitShiftRight(UUIDToNum({column}), 64))
 
 -- name: words_text
 toUInt64(length({column}));reinterpretAsUInt64(substring({column}, 1, 8));reinterpretAsUInt64(right({column}, 8))
