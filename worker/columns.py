@@ -78,6 +78,18 @@ class Text:
         starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         return Text(np.concatenate([*parts, np.zeros(8, np.uint8)]), starts, self.sizes[chosen])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Text]) -> Text:
+        """The values of all parts, one part after the other."""
+        ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
+        native = [part.native[: part.starts[-1]] for part in parts]
+        starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+        return cls(
+            np.concatenate([*native, np.zeros(8, np.uint8)]),
+            np.concatenate([*starts, ends[-1:]]),
+            np.concatenate([part.sizes for part in parts]),
+        )
+
     def value(self, i: int) -> bytes:
         """One value."""
         end = int(self.starts[i + 1])
@@ -102,6 +114,16 @@ class Column:
         """The rows a numpy index selects."""
         values = self.values.take(which) if isinstance(self.values, Text) else self.values[which]
         return Column(self.kind, values, None if self.nulls is None else self.nulls[which])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Column]) -> Column:
+        """The values of all parts, one part after the other."""
+        if isinstance(parts[0].values, Text):
+            values: Any = Text.joined([part.values for part in parts])
+        else:
+            values = np.concatenate([part.values for part in parts])
+        nulls = None if parts[0].nulls is None else np.concatenate([part.nulls for part in parts])
+        return cls(parts[0].kind, values, nulls)
 
     def native(self) -> list[memoryview]:
         """The values' bytes as Native has them, without those that say which are NULL."""

@@ -48,8 +48,11 @@ GRACE_SECONDS = 15
 READ_BYTES = 1 << 18
 """Asked of the socket at once: what comes is decoded while it is still in the processor's cache."""
 
-WIDE_CHUNK_BYTES = 16 << 20
+WIDE_CHUNK_BYTES = 24 << 20
 """Where rows have further columns a chunk also ends with the row that brings it to so many bytes."""
+
+PART_BYTES = 3 << 20
+"""Of wide rows, so many are decoded at once: enough for numpy, few enough for the processor's cache."""
 
 T = TypeVar("T")
 
@@ -152,6 +155,28 @@ class EventColumns:
             [(rule, rows[which]) for rule, rows in self.refused],
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[EventColumns]) -> EventColumns:
+        """The rows of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        refused: Refusals = []
+        begin, size = 0, sum(map(len, parts))
+        for part in parts:
+            for rule, rows in part.refused:
+                whole = np.zeros(size, np.bool_)
+                whole[begin : begin + len(part)] = rows
+                refused.append((rule, whole))
+            begin += len(part)
+        return cls(
+            np.concatenate([part.event_id for part in parts]),
+            np.concatenate([part.campaign_id for part in parts]),
+            np.concatenate([part.created_at for part in parts]),
+            np.concatenate([part.inserted_at for part in parts]),
+            {name: Column.joined([part.extra[name] for part in parts]) for name in parts[0].extra},
+            refused,
+        )
+
 
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
@@ -213,17 +238,18 @@ class NarrowChunks:
 
 
 class WideChunks:
-    """Rows with further fields of any size: gathered as they came, and decoded a chunk at a time."""
+    """Rows with further fields of any size: gathered as they come, and decoded some thousands at a time."""
 
     def __init__(self, stream: Stream, chunk_rows: int, chunk_bytes: int = WIDE_CHUNK_BYTES) -> None:
         self.ready: deque[EventColumns] = deque()
         self._stream, self._rows, self._bytes = stream, chunk_rows, chunk_bytes
+        self._parts: list[EventColumns] = []
+        self._count = self._size = 0
         self._begin()
 
     def _begin(self) -> None:
         self._buffer = bytearray()
         self._starts: list[Int64s] = []
-        self._count = 0
 
     def add(self, rows: memoryview, starts: Int64s | None) -> None:
         """Takes whole rows. A chunk ends where the rows say so and never where the network cut them."""
@@ -233,20 +259,31 @@ class WideChunks:
         position = 0
         while position < len(starts):
             begin = int(starts[position])
-            full = int(np.searchsorted(ends[position:], self._bytes - len(self._buffer) + begin)) + 1
+            full = int(np.searchsorted(ends[position:], self._bytes - self._size + begin)) + 1
             until = min(position + min(full, self._rows - self._count), len(starts))
+            end = int(ends[until - 1])
             self._starts.append(starts[position:until] - begin + len(self._buffer))
-            self._buffer += rows[begin : int(ends[until - 1])]
+            self._buffer += rows[begin:end]
             self._count += until - position
+            self._size += end - begin
             position = until
-            if self._count == self._rows or len(self._buffer) >= self._bytes:
+            if self._count == self._rows or self._size >= self._bytes:
                 self.finish()
+        if len(self._buffer) >= PART_BYTES:
+            self._decode()
+
+    def _decode(self) -> None:
+        if self._starts:
+            self._parts.append(decode_wide(self._buffer, np.concatenate(self._starts), self._stream))
+            self._begin()
 
     def finish(self) -> None:
         """Puts what is left into `ready`."""
-        if self._count:
-            self.ready.append(decode_wide(self._buffer, np.concatenate(self._starts), self._stream))
-            self._begin()
+        self._decode()
+        if self._parts:
+            self.ready.append(EventColumns.joined(self._parts))
+            self._parts = []
+            self._count = self._size = 0
 
 
 def fixed_fields(rows: bytes | bytearray | memoryview) -> NDArray[Any]:
