@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -54,13 +53,18 @@ WIDE = replace(STREAMS["impressions"], extra=EXTRA)
 LEAST, MOST = date(1900, 1, 1), date(2299, 12, 31)
 
 numerics = st.one_of(
-    st.sampled_from(["NaN", "Infinity", "-Infinity", "0", "-0.0", "1e30000", "-1e-30000", "9" * 40, "0.0000000000001"]),
+    st.sampled_from(["NaN", "Infinity", "-Infinity", "0", "-0.0", "1e30000", "-1e-16000", "9" * 40, "0.0000000000001"]),
     st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6).map(str),
-    st.decimals(allow_nan=False, allow_infinity=False).map(str),
+    st.decimals(-(10**45), 10**45, allow_nan=False, allow_infinity=False)
+    .filter(lambda value: value.as_tuple().exponent > -16_000)
+    .map(str),
     st.tuples(st.integers(-(10**38), 10**38), st.integers(-40, 12)).map(lambda parts: f"{parts[0]}e{parts[1]}"),
 )
 texts = st.one_of(
-    st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=40),
+    st.text(
+        st.characters(exclude_characters="\0", categories=("L", "M", "N", "P", "S", "Z", "Cc", "Cf", "Co", "Cn")),
+        max_size=40,
+    ),
     st.integers(0, 40_000).map(lambda size: "ä" * (size // 2) + "x" * (size % 2)),
 )
 instants = st.one_of(
@@ -93,11 +97,11 @@ rows = st.lists(
 
 
 @pytest.fixture
-def wide(servers: Servers, writer: Connection) -> Iterator[Servers]:
+def wide(servers: Servers, writer: Connection) -> Servers:
     for name, (theirs, kind) in TYPES.items():
         write(writer, f"ALTER TABLE impressions ADD {name} {theirs}")
         servers.sink.command("widening", f"ALTER TABLE {EVENTS_TABLE} ADD COLUMN {name} Nullable({kind})")
-    yield servers
+    return servers
 
 
 def put(writer: Connection, some: list[dict[str, Any]]) -> None:
@@ -106,7 +110,8 @@ def put(writer: Connection, some: list[dict[str, Any]]) -> None:
         write(
             writer,
             f"INSERT INTO impressions (created_at, {', '.join(row)}) VALUES ('2026-11-18T10:00:00Z', {casts})",
-            *row.values(),
+            # As text: -32768::smallint is the negative of what is out of range.
+            *(str(value) if type(value) is int else value for value in row.values()),
         )
 
 
@@ -153,12 +158,12 @@ def same(kind: str, ours: Column, i: int, theirs: Any) -> bool:
         return bool(ours.values.value(i) == wanted)
     if kind.startswith("Float"):
         exact = struct.pack("<f" if kind == "Float32" else "<d", theirs)
-        return math.isnan(theirs) and bool(np.isnan(ours.values[i])) or bytes(ours.values[i].tobytes()) == exact
+        return (math.isnan(theirs) and bool(np.isnan(ours.values[i]))) or bytes(ours.values[i].tobytes()) == exact
     shown = ours.shown(i)
     if kind.startswith("Decimal"):
-        return Decimal(shown) == theirs
+        return bool(Decimal(shown) == theirs)
     if kind == "Date32":
-        return date.fromisoformat(shown) == theirs
+        return bool(date.fromisoformat(shown) == theirs)
     if kind == "DateTime64(6)":
         return bool(datetime.fromisoformat(shown) == theirs.replace(tzinfo=UTC))
     return bool(UUID(shown) == UUID(theirs)) if kind == "UUID" else bool(shown == theirs)
@@ -352,7 +357,7 @@ def test_chunks_of_wide_rows_end_where_the_rows_say_so(
     chunks = cut()
     assert sorted(i for chunk in chunks for i in chunk) == list(range(1, 3001))
     assert max(map(len, chunks)) <= 700
-    assert len(chunks) > 8
+    assert len(chunks) > 3000 / 700
     for size in (4096, 70_001):
         monkeypatch.setattr(source, "READ_BYTES", size)
         assert cut() == chunks
@@ -364,7 +369,7 @@ def test_text_of_a_database_in_another_encoding_arrives_as_utf8(servers: Servers
     name = f"latin_{servers.settings.sink_address.database}"
     administer(
         servers.settings.postgres_dsn,
-        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'",
     )
     dsn = f"{servers.settings.postgres_dsn.rpartition('/')[0]}/{name}"
     try:
