@@ -25,8 +25,8 @@ from bench.stage import Options, Stage, connected
 from worker import pipeline
 from worker.celery import Servers, create_app
 from worker.sink import quoted
-from worker.sql import named
-from worker.streams import EVENTS_TABLE, STREAMS
+from worker.source import copy_statement
+from worker.streams import EVENTS_TABLE, STREAMS, Stream
 from worker.windows import ORIGIN, Window, from_micros, to_micros
 
 IMPRESSIONS = STREAMS["impressions"]
@@ -67,11 +67,10 @@ def empty_table(here: Servers) -> Iterator[str]:
         here.sink.command("dropping a table", f"DROP TABLE IF EXISTS {name} SYNC")
 
 
-def copy_statement(here: Servers, window: Window) -> bytes:
+def read_statement(here: Servers, stream: Stream, window: Window) -> bytes:
     """The statement the product reads a window with."""
-    text = named("source", "read_events").format(table=IMPRESSIONS.source_table)
     with connected(here.settings.source_dsn) as connection, connection.cursor() as cursor:
-        statement: bytes = cursor.mogrify(text, {"lo": window.lo, "hi": window.hi})
+        statement: bytes = cursor.mogrify(copy_statement(stream), {"lo": window.lo, "hi": window.hi})
     return statement
 
 
@@ -210,7 +209,7 @@ class _Path:
         dsn = alone.settings.source_dsn
         self._totals = source_totals(dsn)
         self._few = source_totals(dsn, limit=loop_rows)
-        self._statement = copy_statement(alone, window)
+        self._statement = read_statement(alone, IMPRESSIONS, window)
 
     def once(self, case: str) -> float | None:
         """One round of one case."""

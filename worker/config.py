@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     fresh_seconds: int = Field(
         60, ge=1, description="Rows inserted this recently go to the realtime queue, older ones to the backfill queue."
     )
-    chunk_rows: int = Field(131_072, ge=1, description="Rows per block sent to ClickHouse; bounds a worker's memory.")
+    chunk_rows: int = Field(524_288, ge=1, description="Rows per block sent to ClickHouse; bounds a worker's memory.")
     horizon_margin_ms: int = Field(
         250, ge=0, description="Kept between the safe horizon and the oldest open transaction, in milliseconds."
     )

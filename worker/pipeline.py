@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
 from worker.errors import RefusedRows, VerificationFailed
 from worker.ledger import Ledger, dedup_token
@@ -37,9 +38,8 @@ HOUR_MICROS = 3_600_000_000
 MANY_IDS = 1000
 """From so many on, ids are rather given as a range than one by one."""
 
-# ClickHouse keeps DateTime64(6) from 1900 to 2299; a day's distance keeps every time zone's day inside.
-EARLIEST = -2_208_902_400_000_000  # 1900-01-02
-LATEST = 10_413_705_600_000_000  # 2299-12-30
+IDS_AT_ONCE = 131_072
+"""Ids named in one statement."""
 
 UInt64s = NDArray[np.uint64]
 
@@ -99,20 +99,40 @@ class _Tally:
 
 def content_hash(columns: EventColumns) -> int:
     """Order-independent hash of rows, modulo 2^64; `events.sql` computes the same in ClickHouse."""
-    mixed: UInt64s = (
-        columns.event_id.view(np.uint64) * np.uint64(11400714819323198485)
-        + columns.campaign_id.view(np.uint64) * np.uint64(14029467366897019727)
-        + columns.created_at.view(np.uint64) * np.uint64(1609587929392839161)
-        + columns.inserted_at.view(np.uint64) * np.uint64(9650029242287828579)
-    )
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= np.uint64(13787848793156543929)
-    return int(mixed.sum(dtype=np.uint64))
+    factors = (11400714819323198485, 14029467366897019727, 1609587929392839161, 9650029242287828579)
+    keys = (columns.event_id, columns.campaign_id, columns.created_at, columns.inserted_at)
+    further = [word for column in columns.extra.values() for word in column.words()]
+    terms = [(key.view(np.uint64), np.uint64(factor)) for key, factor in zip(keys, factors, strict=True)]
+    terms += [(word, np.uint64(multiplier(number))) for number, word in enumerate(further)]
+    total = 0
+    # In pieces that stay in the processor's cache with what becomes of them.
+    for begin in range(0, len(columns), 16_384):
+        mixed: UInt64s = np.zeros(min(16_384, len(columns) - begin), np.uint64)
+        for word, factor in terms:
+            mixed += word[begin : begin + 16_384] * factor
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(13787848793156543929)
+        total += int(mixed.sum(dtype=np.uint64))
+    return total % 2**64
 
 
-def refusals(columns: EventColumns) -> list[tuple[str, NDArray[np.bool_]]]:
+def hash_terms(stream: Stream) -> str:
+    """What the content hash adds for the stream's further columns, in ClickHouse's SQL; empty without any."""
+    terms: list[str] = []
+    for extra in stream.extra:
+        words = named("events", word_statement(extra.type)).format(column=quoted(extra.name))
+        for word in words.split(";"):
+            if "Nullable(" in extra.type:
+                word = f"if(isNull({quoted(extra.name)}), toUInt64(11400714819323198485), assumeNotNull({word}))"
+            terms.append(f" + {word} * toUInt64({multiplier(len(terms))})")
+    return "".join(terms)
+
+
+def refusals(columns: EventColumns) -> Refusals:
     """Why rows cannot be loaded: each rule with the rows it refuses."""
     created = columns.created_at
+    if len(created) and created.min() >= EARLIEST and created.max() < LATEST:
+        return columns.refused
     lowest, highest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
     found = [
         ("created_at is NULL or -infinity", created == lowest),
@@ -120,7 +140,16 @@ def refusals(columns: EventColumns) -> list[tuple[str, NDArray[np.bool_]]]:
         ("created_at is before 1900-01-02", (created > lowest) & (created < EARLIEST)),
         ("created_at is after 2299-12-30", (created < highest) & (created >= LATEST)),
     ]
-    return [(rule, rows) for rule, rows in found if rows.any()]
+    return [*((rule, rows) for rule, rows in found if rows.any()), *columns.refused]
+
+
+def hours_of(created_at: NDArray[np.int64]) -> set[int]:
+    """The UTC hours since 1970 in which these instants lie."""
+    hours = created_at // HOUR_MICROS
+    first, last = int(hours.min()), int(hours.max())
+    if last - first < 1_000_000:
+        return {first + int(hour) for hour in np.flatnonzero(np.bincount(hours - first))}
+    return {int(hour) for hour in np.unique(hours)}
 
 
 def load_window(
@@ -227,7 +256,7 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
     if len(loaded):
         tally.first, tally.last = int(loaded.event_id.min()), int(loaded.event_id.max())
         tally.content = content_hash(loaded)
-        tally.hours = {int(hour) for hour in np.unique(loaded.created_at // HOUR_MICROS)}
+        tally.hours = hours_of(loaded.created_at)
     return tally
 
 
@@ -247,11 +276,15 @@ def _hours_present(sink: Sink, stream: Stream, chunk: EventColumns, table: str) 
     if not sink.query("looking for earlier versions", present, parameters)[0][0]:
         return set()
     statement = named("events", "hours_of").format(table=quoted(table))
-    ids = tuple(chunk.event_id.tolist())
-    rows = sink.query(
-        "looking for days that events leave", statement, {**parameters, "ids": ids}, settings={"max_query_size": 2**28}
-    )
-    return {int(hour) for (hour,) in rows}
+    hours: set[int] = set()
+    for begin in range(0, len(chunk), IDS_AT_ONCE):
+        part = chunk.event_id[begin : begin + IDS_AT_ONCE]
+        some = {"first": int(part.min()), "last": int(part.max()), "ids": tuple(part.tolist())}
+        rows = sink.query(
+            "looking for days that events leave", statement, {**parameters, **some}, settings={"max_query_size": 2**28}
+        )
+        hours |= {int(hour) for (hour,) in rows}
+    return hours
 
 
 def _insert(
@@ -287,24 +320,28 @@ def _insert(
 
 def _block(
     stream: Stream, chunk: EventColumns, chosen: NDArray[np.int64], refused: dict[int, str], version: int
-) -> dict[str, Any]:
+) -> dict[str, Column]:
     whole = len(chosen) == len(chunk)
     part = chunk if whole else chunk.take(chosen)
     size = len(part)
     deleted = np.zeros(size, dtype=np.uint8)
-    campaign_id, created_at = part.campaign_id, part.created_at
+    campaign_id, created_at, extra = part.campaign_id, part.created_at, part.extra
     if refused:
         deleted = np.isin(chosen, list(refused)).astype(np.uint8)
         campaign_id = np.where(deleted, 0, campaign_id)
         created_at = np.where(deleted, 0, created_at)
+        if deleted.all():
+            # Whatever ClickHouse may have refused, a tombstone is made of defaults.
+            extra = {}
     return {
-        "event_code": np.full(size, stream.event_code, dtype=np.int8),
-        "event_id": part.event_id,
-        "campaign_id": campaign_id,
-        "created_at": created_at,
-        "inserted_at": part.inserted_at,
-        "_version": np.full(size, version, dtype=np.uint64),
-        "_deleted": deleted,
+        "event_type": Column("Enum8", np.full(size, stream.event_code, dtype=np.int8)),
+        "event_id": Column("Int64", part.event_id),
+        "campaign_id": Column("Int64", campaign_id),
+        "created_at": Column("DateTime64(6)", created_at),
+        "inserted_at": Column("DateTime64(6)", part.inserted_at),
+        "_version": Column("UInt64", np.full(size, version, dtype=np.uint64)),
+        "_deleted": Column("UInt8", deleted),
+        **extra,
     }
 
 
@@ -318,6 +355,7 @@ def _quarantine(sink: Sink, reading: _Reading, chunk: EventColumns, refused: dic
             "campaign_id": int(chunk.campaign_id[position]) or None,
             "created_at": _shown(int(chunk.created_at[position])),
             "inserted_at": _shown(int(chunk.inserted_at[position])),
+            **{name: column.shown(position) for name, column in chunk.extra.items()},
         }
         rows.append(
             (stream.name, event_id, json.dumps(row), rule[:200], window.lo, window.hi, reading.run_id, reading.version)
@@ -355,8 +393,11 @@ def _verify(sink: Sink, reading: _Reading, tally: _Tally) -> None:
         "version": reading.version,
     }
     found: tuple[int, int] = (0, 0)
-    for distinct in ("", "GROUP BY event_id, campaign_id, created_at, inserted_at"):
-        statement = named("events", "loaded").format(table=quoted(reading.table), distinct=distinct)
+    further = "".join(f", {quoted(extra.name)}" for extra in stream.extra)
+    for distinct in ("", f"GROUP BY event_id, campaign_id, created_at, inserted_at{further}"):
+        statement = named("events", "loaded").format(
+            table=quoted(reading.table), distinct=distinct, extra=hash_terms(stream)
+        )
         count, content = sink.query("verifying a window", statement, parameters)[0]
         found = (int(count), int(content))
         if found == (tally.loaded, tally.content):

@@ -1,7 +1,8 @@
 """ClickHouse, and the only user of clickhouse-driver: statements, blocks of columns, errors in our own terms.
 
-A `Sink` holds up to two sockets (row results, and column blocks through numpy), for one thread of one process; open
-it after a fork. Every statement has a deadline: the server is given `max_execution_time`, the socket a timeout.
+A `Sink` holds up to two sockets (one for blocks of columns, whose settings differ from all other statements'), for one
+thread of one process; open it after a fork. Every statement has a deadline: the server is given `max_execution_time`,
+the socket a timeout.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from uuid import UUID
 
 import structlog
 import tenacity
-from clickhouse_driver import Client
+from clickhouse_driver import Client, defines
 from clickhouse_driver import errors as driver
+from clickhouse_driver.block import ColumnOrientedBlock
+from clickhouse_driver.protocol import ClientPacketTypes
 
 from worker import transient
+from worker.columns import BLOCK_INFO, Column, block
 from worker.config import Settings
-from worker.errors import RefusedRows, SchemaMismatch, SinkFailure, TransientSink, Unreachable
+from worker.errors import BadInput, RefusedRows, SchemaMismatch, SinkFailure, TransientSink, Unreachable
 from worker.sql import named
 from worker.windows import instant
 
@@ -48,7 +52,7 @@ def _translated(doing: str, error: Exception, where: str) -> Exception:
             return TransientSink(message, code=error.code)
         if error.code in transient.CLICKHOUSE_REFUSED_VALUES:
             return RefusedRows(message, code=error.code)
-        if error.code in {60, 81}:
+        if error.code in {16, 60, 81}:
             return SchemaMismatch(f"{message} Create the schema with `retailmedia migrate`.")
         return SinkFailure(message, code=error.code)
     if isinstance(error, driver.NetworkError | driver.SocketTimeoutError | EOFError | OSError):
@@ -90,10 +94,10 @@ class Sink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _client(self, *, numpy: bool) -> Client:
-        if numpy not in self._clients:
+    def _client(self, *, blocks: bool = False) -> Client:
+        if blocks not in self._clients:
             settings = self._settings
-            self._clients[numpy] = Client(
+            self._clients[blocks] = Client(
                 host=self._address.host,
                 port=self._address.port,
                 user=self._address.user,
@@ -105,9 +109,9 @@ class Sink:
                 send_receive_timeout=settings.clickhouse_timeout_seconds,
                 sync_request_timeout=settings.connect_timeout_seconds,
                 settings_is_important=True,
-                settings={"use_numpy": numpy, "insert_block_size": 16_777_216},
+                settings={"insert_block_size": 16_777_216},
             )
-        return self._clients[numpy]
+        return self._clients[blocks]
 
     def _once(
         self,
@@ -115,21 +119,17 @@ class Sink:
         statement: str,
         data: Any = None,
         *,
-        numpy: bool = False,
         settings: Mapping[str, Any] | None = None,
         tables: Sequence[Mapping[str, Any]] | None = None,
-        columnar: bool = False,
+        columns: dict[str, Column] | None = None,
     ) -> Any:
-        client = self._client(numpy=numpy)
+        client = self._client(blocks=columns is not None)
         limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds, **(settings or {})}
         try:
-            return client.execute(
-                statement,
-                data,
-                settings=limits,
-                external_tables=list(tables) if tables else None,
-                columnar=columnar,
-            )
+            if columns is not None:
+                return _send_columns(client, statement, columns, limits)
+            external = list(tables) if tables else None
+            return client.execute(statement, data, settings=limits, external_tables=external)
         except BaseException as error:
             # After anything but an error the server itself reported, the socket may hold half a packet.
             if not isinstance(error, driver.ServerException):
@@ -183,7 +183,7 @@ class Sink:
         text = rendered(statement, parameters or {})
 
         def work() -> tuple[list[str], list[tuple[Any, ...]]]:
-            client = self._client(numpy=False)
+            client = self._client()
             limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds}
             try:
                 rows, columns = client.execute(text, settings=limits, with_column_types=True)
@@ -224,18 +224,16 @@ class Sink:
         data = [tuple(row) for row in rows]
         self.retried(lambda: self._once(f"writing to {table}", statement, data, settings=settings))
 
-    def insert_columns(self, table: str, columns: Mapping[str, Any], *, token: str) -> None:
-        """One block of numpy columns of equal length, once however often it is sent with this token.
+    def insert_columns(self, table: str, columns: dict[str, Column], *, token: str) -> None:
+        """One block of columns of equal length, once however often it is sent with this token.
 
-        Raises `RefusedRows` where the server does not take a value; then nothing of the block was inserted.
+        Raises `RefusedRows` where the server does not take a value; then nothing of the block was inserted. Raises
+        `SchemaMismatch` where the table's columns are of other types.
         """
-        names, arrays = list(columns), list(columns.values())
-        statement = f"INSERT INTO {quoted(table)} ({', '.join(quoted(c) for c in names)}) VALUES"
+        statement = f"INSERT INTO {quoted(table)} ({', '.join(quoted(name) for name in columns)}) VALUES"
         # A block holds an id once, so replacing within it at insert would find nothing and cost a tenth of the time.
         settings = {**RELIED_ON, "insert_deduplication_token": token, "optimize_on_insert": 0}
-        self.retried(
-            lambda: self._once(f"loading into {table}", statement, arrays, numpy=True, settings=settings, columnar=True)
-        )
+        self.retried(lambda: self._once(f"loading into {table}", statement, settings=settings, columns=columns))
 
     @contextmanager
     def staging(self, prefix: str, create: str) -> Iterator[str]:
@@ -270,6 +268,35 @@ class Sink:
                 f"ClickHouse has no table {self.database}.{table}; create the schema with `retailmedia migrate`."
             )
         return UUID(str(found[0][0]))
+
+
+def _send_columns(client: Client, statement: str, columns: dict[str, Column], settings: Mapping[str, Any]) -> None:
+    """`Client.execute` for one block whose bytes are at hand: the driver would copy each column twice to send it."""
+    with client.disconnect_on_error(statement, settings):
+        connection = client.connection
+        connection.send_query(statement)
+        connection.send_external_tables(None)
+        expected = client.receive_sample_block().columns_with_types
+        revision = connection.server_info.used_revision
+        marked = revision >= defines.DBMS_MIN_REVISION_WITH_CUSTOM_SERIALIZATION
+        try:
+            pieces = block(expected, columns, marks_serialization=marked)
+        except BadInput as error:
+            raise SchemaMismatch(f"The table of {statement[:60]}… does not fit the stream: {error}.") from None
+        head = bytes([ClientPacketTypes.DATA, 0]) + BLOCK_INFO
+        for piece in pieces:
+            # Small pieces wait for a large one.
+            if len(piece) < 1 << 14:
+                head += piece
+            else:
+                connection.socket.sendall(head)
+                connection.socket.sendall(piece)
+                head = b""
+        connection.socket.sendall(head)
+        client.receive_profile_events()
+        connection.send_data(ColumnOrientedBlock())
+        client.receive_profile_events()
+        client.receive_end_of_insert_query()
 
 
 def quoted(name: str) -> str:

@@ -7,18 +7,18 @@ thread of one process; open it after a fork.
 
 from __future__ import annotations
 
-import io
 import os
 import queue
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import psycopg2
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from psycopg2 import sql as pgsql
 
 from worker import transient
+from worker.columns import Column, Int64s, Refusals, Rows, since_1970
 from worker.config import Settings
 from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
 from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
@@ -44,12 +45,17 @@ READER = "retailmedia reader"
 GRACE_SECONDS = 15
 """How much longer than the server's own limit a statement may take before its connection is cut."""
 
-T = TypeVar("T")
-Int64s = NDArray[np.int64]
+READ_BYTES = 1 << 18
+"""Asked of the socket at once: what comes is decoded while it is still in the processor's cache."""
 
-_EPOCH_2000 = 946_684_800_000_000  # microseconds from 1970 to 2000, where PostgreSQL counts from
-_INFINITY = np.iinfo(np.int64).max
-_MINUS_INFINITY = np.iinfo(np.int64).min
+WIDE_CHUNK_BYTES = 24 << 20
+"""Where rows have further columns a chunk also ends with the row that brings it to so many bytes."""
+
+PART_BYTES = 3 << 20
+"""Of wide rows, so many are decoded at once: enough for numpy, few enough for the processor's cache."""
+
+T = TypeVar("T")
+
 _ROW = np.dtype(
     [("kind", "u1"), ("size", ">i4"), ("fields", ">i2")]
     + [item for i in range(4) for item in ((f"length{i}", ">i4"), (f"value{i}", ">i8"))]
@@ -123,12 +129,17 @@ class SourceTotals:
 
 @dataclass(frozen=True, slots=True)
 class EventColumns:
-    """Events as columns of equal length; instants in microseconds since 1970 UTC, infinities as int64 extremes."""
+    """Events as columns of equal length; instants in microseconds since 1970 UTC, infinities as int64 extremes.
+
+    `extra` holds the stream's further columns by name, and `refused` the rows with a value those cannot hold.
+    """
 
     event_id: Int64s
     campaign_id: Int64s
     created_at: Int64s
     inserted_at: Int64s
+    extra: dict[str, Column] = field(default_factory=dict)
+    refused: Refusals = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.event_id)
@@ -136,7 +147,34 @@ class EventColumns:
     def take(self, which: Any) -> EventColumns:
         """The rows a numpy index selects."""
         return EventColumns(
-            self.event_id[which], self.campaign_id[which], self.created_at[which], self.inserted_at[which]
+            self.event_id[which],
+            self.campaign_id[which],
+            self.created_at[which],
+            self.inserted_at[which],
+            {name: column.take(which) for name, column in self.extra.items()},
+            [(rule, rows[which]) for rule, rows in self.refused],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[EventColumns]) -> EventColumns:
+        """The rows of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        refused: Refusals = []
+        begin, size = 0, sum(map(len, parts))
+        for part in parts:
+            for rule, rows in part.refused:
+                whole = np.zeros(size, np.bool_)
+                whole[begin : begin + len(part)] = rows
+                refused.append((rule, whole))
+            begin += len(part)
+        return cls(
+            np.concatenate([part.event_id for part in parts]),
+            np.concatenate([part.campaign_id for part in parts]),
+            np.concatenate([part.created_at for part in parts]),
+            np.concatenate([part.inserted_at for part in parts]),
+            {name: Column.joined([part.extra[name] for part in parts]) for name in parts[0].extra},
+            refused,
         )
 
 
@@ -154,27 +192,137 @@ def _translated(doing: str) -> Iterator[None]:
         raise SourceFailure(message, sqlstate=state) from error
 
 
-def decode_events(buffer: bytes | bytearray | memoryview) -> EventColumns:
-    """Columns from whole rows of the binary COPY format, each in its protocol message.
+class Chunks(Protocol):
+    """Takes rows as `CopyFrames` hands them on, and gathers them into chunks; full ones are in `ready`."""
 
-    Raises `SourceFailure` where a row is not four fields of eight bytes.
-    """
-    rows = np.frombuffer(buffer, dtype=_ROW)
-    whole = bool((rows["fields"] == 4).all()) and all(bool((rows[f"length{i}"] == 8).all()) for i in range(4))
-    if not whole:
+    ready: deque[EventColumns]
+
+    def add(self, rows: memoryview, starts: Int64s | None) -> None:
+        """Takes whole rows. Raises `SourceFailure` where they are not what was asked for."""
+
+    def finish(self) -> None:
+        """Puts what is left into `ready`."""
+
+
+class NarrowChunks:
+    """Rows of four fields of eight bytes, decoded straight into the columns of a chunk: its only copy here."""
+
+    def __init__(self, chunk_rows: int) -> None:
+        self.ready: deque[EventColumns] = deque()
+        self._rows = chunk_rows
+        self._filled = 0
+        self._columns = self._new()
+
+    def _new(self) -> tuple[Int64s, ...]:
+        return tuple(np.empty(self._rows, np.int64) for _ in range(4))
+
+    def add(self, rows: memoryview, starts: Int64s | None) -> None:
+        """Takes whole rows of one size."""
+        fields = fixed_fields(rows)
+        position = 0
+        while position < len(fields):
+            part = fields[position : position + self._rows - self._filled]
+            for i, column in enumerate(self._columns):
+                column[self._filled : self._filled + len(part)] = part[f"value{i}"]
+            self._filled += len(part)
+            position += len(part)
+            if self._filled == self._rows:
+                self.finish()
+
+    def finish(self) -> None:
+        """Puts what is left into `ready`."""
+        if self._filled:
+            ids, campaigns, created, inserted = (column[: self._filled] for column in self._columns)
+            self.ready.append(EventColumns(ids, campaigns, since_1970(created), since_1970(inserted)))
+            self._columns, self._filled = self._new(), 0
+
+
+class WideChunks:
+    """Rows with further fields of any size: gathered as they come, and decoded some thousands at a time."""
+
+    def __init__(self, stream: Stream, chunk_rows: int, chunk_bytes: int = WIDE_CHUNK_BYTES) -> None:
+        self.ready: deque[EventColumns] = deque()
+        self._stream, self._rows, self._bytes = stream, chunk_rows, chunk_bytes
+        self._parts: list[EventColumns] = []
+        self._count = self._size = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._buffer = bytearray()
+        self._starts: list[Int64s] = []
+
+    def add(self, rows: memoryview, starts: Int64s | None) -> None:
+        """Takes whole rows. A chunk ends where the rows say so and never where the network cut them."""
+        if starts is None:
+            raise SourceFailure("PostgreSQL's rows came without their beginnings.")
+        ends = np.append(starts[1:], len(rows))
+        position = 0
+        while position < len(starts):
+            begin = int(starts[position])
+            full = int(np.searchsorted(ends[position:], self._bytes - self._size + begin)) + 1
+            until = min(position + min(full, self._rows - self._count), len(starts))
+            end = int(ends[until - 1])
+            self._starts.append(starts[position:until] - begin + len(self._buffer))
+            self._buffer += rows[begin:end]
+            self._count += until - position
+            self._size += end - begin
+            position = until
+            if self._count == self._rows or self._size >= self._bytes:
+                self.finish()
+        if len(self._buffer) >= PART_BYTES:
+            self._decode()
+
+    def _decode(self) -> None:
+        if self._starts:
+            self._parts.append(decode_wide(self._buffer, np.concatenate(self._starts), self._stream))
+            self._begin()
+
+    def finish(self) -> None:
+        """Puts what is left into `ready`."""
+        self._decode()
+        if self._parts:
+            self.ready.append(EventColumns.joined(self._parts))
+            self._parts = []
+            self._count = self._size = 0
+
+
+def fixed_fields(rows: bytes | bytearray | memoryview) -> NDArray[Any]:
+    """The four fields of rows that have no others. Raises `SourceFailure` where one has not eight bytes."""
+    fields = np.frombuffer(rows, dtype=_ROW)
+    if not ((fields["fields"] == 4).all() and all((fields[f"length{i}"] == 8).all() for i in range(4))):
         raise SourceFailure("PostgreSQL sent a row that is not four fields of eight bytes; nothing was loaded from it.")
-    return EventColumns(
-        rows["value0"].astype(np.int64),
-        rows["value1"].astype(np.int64),
-        _since_1970(rows["value2"].astype(np.int64)),
-        _since_1970(rows["value3"].astype(np.int64)),
+    return fields
+
+
+def decode_wide(buffer: bytes | bytearray, starts: Int64s, stream: Stream) -> EventColumns:
+    """Columns from whole rows of the binary COPY format that begin at these places of the buffer.
+
+    Raises `SourceFailure` where a row is not four fields of eight bytes and the stream's further ones.
+    """
+    trouble = SourceFailure(
+        f"PostgreSQL sent a row of {stream.source_table} that is not what was asked for; nothing was loaded from it."
     )
-
-
-def _since_1970(micros: Int64s) -> Int64s:
-    # Near the upper end the sum would wrap; what lies there is 'infinity', which stays the extreme it is.
-    finite = (micros != _INFINITY) & (micros != _MINUS_INFINITY)
-    return np.where(finite, micros + np.where(finite, _EPOCH_2000, 0), micros)
+    ends = np.append(starts[1:], len(buffer))
+    if (ends - starts < _ROW.itemsize + 4 * len(stream.extra)).any():
+        raise trouble
+    rows = Rows(memoryview(buffer), starts + _ROW.itemsize)
+    fields = rows.gather(f"V{_ROW.itemsize}", starts).view(_ROW)
+    if not (
+        (fields["fields"] == 4 + len(stream.extra)).all() and all((fields[f"length{i}"] == 8).all() for i in range(4))
+    ):
+        raise trouble
+    extra: dict[str, Column] = {}
+    refused: Refusals = []
+    try:
+        for each in stream.extra:
+            extra[each.name], rules = rows.column(each.name, each.type)
+            refused += rules
+    except (ValueError, IndexError):
+        raise trouble from None
+    if not (rows.at == ends).all():
+        raise trouble
+    ids, campaigns, created, inserted = (fields[f"value{i}"].astype(np.int64) for i in range(4))
+    return EventColumns(ids, campaigns, since_1970(created), since_1970(inserted), extra, refused)
 
 
 class Source:
@@ -209,6 +357,7 @@ class Source:
                     application_name=READER,
                     connect_timeout=settings.connect_timeout_seconds,
                     gssencmode="disable",
+                    client_encoding="UTF8",
                     keepalives_idle=10,
                     keepalives_interval=5,
                     keepalives_count=3,
@@ -404,25 +553,23 @@ class Source:
         """The window's rows in (inserted_at, id) order within the open snapshot, in chunks of `chunk_rows`; the last
         may be shorter.
 
-        The same rows always fall into the same chunks: a chunk's number is part of its deduplication token. Two
-        chunks are read ahead while the caller works. Raises `TransientSource`.
+        The same rows always fall into the same chunks: a chunk's number is part of its deduplication token. One
+        chunk is read ahead while the caller works. Raises `TransientSource`.
         """
         connection = self._open()
-        copy = self._on_table("read_events", stream)
         with connection.cursor() as cursor:
-            statement: bytes = cursor.mogrify(copy, {"lo": window.lo, "hi": window.hi})
-        frames = CopyFrames(_ROW.itemsize - MESSAGE_HEAD)
-        chunk_bytes = chunk_rows * frames.stride
+            statement: bytes = cursor.mogrify(copy_statement(stream), {"lo": window.lo, "hi": window.hi})
+        collected: Chunks = WideChunks(stream, chunk_rows) if stream.extra else NarrowChunks(chunk_rows)
+        frames = CopyFrames(None if stream.extra else _ROW.itemsize - MESSAGE_HEAD, collected.add)
         pieces = (
             self._through_libpq(connection, statement)
             if connection.info.ssl_in_use
             else self._from_socket(connection, statement)
         )
-        for chunk in self._read_ahead(connection, _chunks(pieces, frames, chunk_bytes)):
-            yield decode_events(chunk)
+        yield from self._read_ahead(connection, _chunks(pieces, frames, collected))
 
-    def _from_socket(self, connection: psycopg2.extensions.connection, statement: bytes) -> Iterator[bytes]:
-        """What the server sends, megabytes at a time, off the session's own socket.
+    def _from_socket(self, connection: psycopg2.extensions.connection, statement: bytes) -> Iterator[memoryview]:
+        """What the server sends, off the session's own socket; each piece is good until the next is asked for.
 
         libpq hands a COPY over row by row, which costs more than all else that is done with a row. Between statements
         it keeps no bytes back, so the socket may be used for one and left as it was found: awaiting the next.
@@ -432,30 +579,30 @@ class Source:
             # A time limit, not blocking mode: libpq's descriptor shares the flag and must stay non-blocking.
             wire.settimeout(patience)
             wire.sendall(struct.pack(">ci", b"Q", len(statement) + 5) + statement + b"\x00")
+            buffer = memoryview(bytearray(READ_BYTES))
             while True:
-                data = wire.recv(1 << 20)
-                if not data:
+                size = wire.recv_into(buffer)
+                if not size:
                     raise TransientSource("PostgreSQL closed the connection in the middle of a copy.")
-                yield data
+                yield buffer[:size]
 
     def _through_libpq(self, connection: psycopg2.extensions.connection, statement: bytes) -> Iterator[bytes]:
         """The same bytes where the session is encrypted and only libpq can read it: slower, row by row."""
-        out = io.BytesIO()
+        out = bytearray()
         blocks: queue.Queue[bytes] = queue.Queue(maxsize=4)
         gone = threading.Event()
 
         class Pump:
             def write(self, row: bytes) -> int:
-                out.write(struct.pack(">ci", b"d", len(row) + 4))
-                out.write(row)
-                if out.tell() >= 1 << 20:
+                out.extend(struct.pack(">ci", b"d", len(row) + 4))
+                out.extend(row)
+                if len(out) >= READ_BYTES:
                     self.flush()
                 return len(row)
 
             def flush(self) -> None:
-                block = out.getvalue()
-                out.seek(0)
-                out.truncate()
+                block = bytes(out)
+                out.clear()
                 while not gone.is_set():
                     try:
                         blocks.put(block, timeout=0.2)
@@ -471,7 +618,7 @@ class Source:
             try:
                 with connection.cursor() as cursor:
                     cursor.copy_expert(statement, pump)
-                out.write(b"Z\x00\x00\x00\x05I")
+                out.extend(b"Z\x00\x00\x00\x05I")
                 pump.flush()
             except BaseException as error:  # carried over to the reading side, whatever it is
                 failed.append(error)
@@ -489,12 +636,14 @@ class Source:
         finally:
             gone.set()
 
-    def _read_ahead(self, connection: psycopg2.extensions.connection, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """`chunks`, drawn in a thread of their own, two ahead. A session whose copy was not read out is closed."""
-        ahead: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=2)
+    def _read_ahead(
+        self, connection: psycopg2.extensions.connection, chunks: Iterator[EventColumns]
+    ) -> Iterator[EventColumns]:
+        """`chunks`, drawn in a thread of their own, one ahead. A session whose copy was not read out is closed."""
+        ahead: queue.Queue[EventColumns | BaseException | None] = queue.Queue(maxsize=1)
         gone = threading.Event()
 
-        def put(item: bytes | BaseException | None) -> bool:
+        def put(item: EventColumns | BaseException | None) -> bool:
             while not gone.is_set():
                 try:
                     ahead.put(item, timeout=0.2)
@@ -553,16 +702,29 @@ class Source:
                 cursor.execute("CLOSE dimension")
 
 
-def _chunks(pieces: Iterator[bytes], frames: CopyFrames, size: int) -> Iterator[bytes]:
-    """Rows of `size` bytes together, the last ones fewer, with their message heads.
+def copy_statement(stream: Stream) -> pgsql.Composed:
+    """The COPY that reads a window of the stream, `lo` and `hi` still to be filled in."""
+    further = [
+        pgsql.SQL(", {}::{}").format(pgsql.Identifier(extra.name), pgsql.SQL(extra.source_type))
+        for extra in stream.extra
+    ]
+    return pgsql.SQL(named("source", "read_events")).format(
+        table=pgsql.Identifier(stream.source_table), extra=pgsql.Composed(further)
+    )
+
+
+def _chunks(
+    pieces: Iterator[bytes] | Iterator[memoryview], frames: CopyFrames, collected: Chunks
+) -> Iterator[EventColumns]:
+    """What `frames` hands on to `collected`, chunk by chunk.
 
     Reads on to the point where the server awaits the next statement, also after an error. Raises `SourceFailure`
     for what the server reports, `ProtocolError` where rows are missing.
     """
     for piece in pieces:
         frames.feed(piece)
-        while len(frames.rows) >= size:
-            yield frames.take(size)
+        while collected.ready:
+            yield collected.ready.popleft()
         if frames.ready:
             break
     if frames.failure is not None:
@@ -571,8 +733,8 @@ def _chunks(pieces: Iterator[bytes], frames: CopyFrames, size: int) -> Iterator[
         raise kind(f"PostgreSQL failed while copying rows: {text} (SQLSTATE {state}).", sqlstate=state)
     if not frames.complete:
         raise ProtocolError("the copy ended before its end")
-    if frames.rows:
-        yield frames.take(len(frames.rows))
+    collected.finish()
+    yield from collected.ready
 
 
 def _cut(connection: psycopg2.extensions.connection) -> None:

@@ -2,6 +2,10 @@
 
 An event stream is append-mostly and read by window on `inserted_at`; a dimension is small and read whole, in one
 snapshot, each time. Adding a table is adding an entry (and, for a dimension, its statements).
+
+To carry further columns of an event table along, name them in its entry's `extra`, and add them to `ad_events` by a
+migration (`ALTER TABLE ad_events ADD COLUMN device LowCardinality(Nullable(String))`); a full refresh fills them for
+the rows loaded before. A stream without further columns costs nothing for those that have some.
 """
 
 from __future__ import annotations
@@ -10,9 +14,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from worker.columns import source_type
 from worker.errors import BadInput
 
 EVENTS_TABLE = "ad_events"
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A further column of an event table, of the same name in PostgreSQL and in ClickHouse.
+
+    `type` is ClickHouse's: String, UUID, Decimal(p, s) up to 38 digits, Bool, Int16 to Int64, Float32, Float64, Date32
+    or DateTime64(6), each also Nullable. A row whose value it cannot hold (NULL where it is not Nullable, a numeric
+    with more decimals, a time before 1900) is quarantined. The column is read as PostgreSQL's type of the same
+    meaning, or as `source_type` where that is named: `bytea` for bytes into String. Raises `BadInput` for a type that
+    cannot be synced.
+    """
+
+    name: str
+    type: str
+    source_type: str = ""
+
+    def __post_init__(self) -> None:
+        known = source_type(self.type)
+        object.__setattr__(self, "source_type", self.source_type or known)
+        if self.source_type not in {known, "bytea" if known == "text" else known}:
+            raise BadInput(f"Column {self.name} cannot be read as {self.source_type} into {self.type}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +48,7 @@ class Stream:
 
     `name` is the source table's and the stream's name in every screen; `target` the ClickHouse table it fills;
     `event_type` the value that tells the stream's rows from others in `target`, `event_code` the number of that value
-    (event streams only).
+    (event streams only); `extra` the columns an event has beyond the four every event has.
     """
 
     name: str
@@ -30,6 +57,7 @@ class Stream:
     kind: Literal["events", "dimension"]
     event_type: str = ""
     event_code: int = 0
+    extra: tuple[Extra, ...] = ()
 
 
 _REGISTRY = (

@@ -6,15 +6,17 @@ thread; only `Engine.kill` may be called from another. The engine lets go of Pyt
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, cast
 from xml.sax.saxutils import escape
 
 from chdb import _chdb as _untyped
@@ -26,6 +28,9 @@ from embedded.clickhouse.statements import InsertTarget, identifier, literal
 # system.processes, which is how one is found to be killed: chdb hands out no query id and takes none.
 _SESSION_SETTINGS: Final = {"implicit_select": "0", "allow_introspection_functions": "0"}
 _TAG: Final = "query_cache_tag"
+
+_SPOOL_BYTES: Final = 64 << 20
+"""What an INSERT's data may take of memory before it goes to a file."""
 
 _CONFIG: Final = """<clickhouse>
   <users_config>users.xml</users_config>
@@ -120,6 +125,9 @@ def _engine_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise _translated(error) from None
+    except UnicodeDecodeError as error:
+        # The engine quotes values in what it says, and they need not be text.
+        raise _translated(RuntimeError(bytes(error.object).decode("utf-8", "replace"))) from None
 
 
 def memory_limit() -> int:
@@ -189,6 +197,52 @@ class Engine:
         """Close the engine. Sessions must be closed before."""
         with self._lock:
             self._control.close()
+
+
+class Spool(io.RawIOBase):
+    """A file without a name: in memory, which spares the file system's work, and in a folder once it grows large."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._in_memory = hasattr(os, "memfd_create")
+        self._file: Any = os.fdopen(os.memfd_create("spool"), "w+b", buffering=0) if self._in_memory else self._named()
+
+    def _named(self) -> Any:
+        return tempfile.TemporaryFile(dir=self._folder)
+
+    def write(self, data: Any) -> int:
+        """Appends all of it."""
+        if self._in_memory and self._file.tell() + len(data) > _SPOOL_BYTES:
+            small, self._file, self._in_memory = self._file, self._named(), False
+            with small:
+                small.seek(0)
+                shutil.copyfileobj(small, self._file, 1 << 20)
+        view = memoryview(data)
+        while len(view):
+            view = view[self._file.write(view) :]
+        return len(data)
+
+    def tell(self) -> int:
+        """How much was written."""
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to a place in it."""
+        return int(self._file.seek(offset, whence))
+
+    def flush(self) -> None:
+        """Brings what was written to where the engine can read it."""
+        if not self._file.closed:
+            self._file.flush()
+
+    def fileno(self) -> int:
+        """The descriptor of what was written so far."""
+        return int(self._file.fileno())
+
+    def close(self) -> None:
+        """Forgets the content."""
+        self._file.close()
+        super().close()
 
 
 class Session:
@@ -350,7 +404,7 @@ class Session:
 
     def spool(self) -> BinaryIO:
         """A file without a name, for the data of an INSERT; gone when closed."""
-        return tempfile.TemporaryFile(dir=self._engine.spool)
+        return cast(BinaryIO, Spool(self._engine.spool))
 
     def insert(self, target: InsertTarget, blocks: BinaryIO) -> int:
         """Insert the Native blocks in a spool file by one statement. Returns the number of rows written.

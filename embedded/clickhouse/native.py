@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from embedded.clickhouse.wire import MAX_BYTES, Malformed, Source, string, varint
 
@@ -241,8 +241,11 @@ def read_block_info(source: Source) -> None:
             raise Malformed(f"Unknown field {field} in a block's info.")
 
 
-def read_block(source: Source) -> Block:
-    """Consume one block. Raises `UnknownLayout` at a column that cannot be walked."""
+def read_block(source: Source, out: BinaryIO | None = None) -> Block:
+    """Consume one block. Raises `UnknownLayout` at a column that cannot be walked.
+
+    With `out`, a block of any rows is written there column by column as it comes, and its `body` is empty.
+    """
     start = source.pos
     count, rows = source.varint(), source.varint()
     if count > _MAX_COLUMNS or rows > MAX_BYTES:
@@ -258,6 +261,13 @@ def read_block(source: Source) -> Block:
                 raise UnknownLayout("a type nested too deeply") from None
             how.prefix(source)
             how.values(source, rows)
+            if out is not None:
+                with memoryview(source.buf)[start : source.pos] as column:
+                    out.write(column)
+                source.compact()
+                start = 0
+    if out is not None and rows:
+        return Block(tuple(columns), rows, b"")
     return Block(tuple(columns), rows, bytes(memoryview(source.buf)[start : source.pos]))
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import BinaryIO, Final, cast
 
 from embedded.clickhouse import wire
 from embedded.clickhouse.engine import Engine, EngineError, Progress, Session, Setting
@@ -434,10 +434,10 @@ class Connection:
             blocks.write(block.body)
             session.insert(InsertTarget(f"INSERT INTO {identifier(name)}", "", identifier(name)), blocks)
 
-    def _data(self) -> tuple[str, Block] | None:
+    def _data(self, out: BinaryIO | None = None) -> tuple[str, Block] | None:
         """The next data packet: table name and block; None at the empty block that ends the data.
 
-        Raises `EngineError` if the client sends Cancel instead.
+        With `out`, the block's rows are written there; its `body` then holds what was not. Raises `EngineError` if the client sends Cancel instead.
         """
         source = self._source
         while True:
@@ -448,14 +448,15 @@ class Connection:
             if packet not in {_DATA, _SCALAR}:
                 raise Malformed(f"Unexpected packet {packet} from client. (UNEXPECTED_PACKET_FROM_CLIENT)")
             name = source.string()
-            block = self._compressed_block() if self._compressed else self._plain_block()
+            block = self._compressed_block() if self._compressed else self._plain_block(out)
             if packet == _DATA:
                 return (name, block) if block.columns or block.rows else None
 
-    def _plain_block(self) -> Block:
+    def _plain_block(self, out: BinaryIO | None) -> Block:
         read_block_info(self._source)
+        self._source.compact()
         try:
-            return read_block(self._source)
+            return read_block(self._source, out)
         except UnknownLayout as error:
             raise Malformed(f"Data of type {error} can be sent with compression only.", 48) from None
 
@@ -559,9 +560,8 @@ class Connection:
         columns = session.insert_columns(target)
         names = {name for name, _ in columns}
         self._send_block(header(columns))
-        size = 0
         with session.spool() as blocks:
-            while (data := self._data()) is not None:
+            while (data := self._data(blocks)) is not None:
                 block = data[1]
                 try:
                     _check_names(block.columns, names)
@@ -570,8 +570,7 @@ class Connection:
                     raise
                 if block.rows:
                     blocks.write(block.body)
-                    size += len(block.body)
-            if size:
+            if size := blocks.tell():
                 running = Running(session)
                 with self._server.watcher.watch(self._sock, running):
                     rows = session.insert(target, blocks)

@@ -118,15 +118,17 @@ class SocketSource(Source):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
         self._sock = sock
+        self._received = bytearray(_RECEIVE)
 
     def _more(self, wanted: int) -> None:
         try:
-            received = self._sock.recv(max(_RECEIVE, min(wanted, 1 << 22)))
+            size = self._sock.recv_into(self._received)
         except OSError as error:
             raise Disconnected(str(error)) from None
-        if not received:
+        if not size:
             raise Disconnected("The client closed the connection.")
-        self.buf += received
+        with memoryview(self._received)[:size] as received:
+            self.buf += received
 
 
 class FrameSource(Source):

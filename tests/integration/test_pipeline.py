@@ -502,7 +502,8 @@ def test_days_are_cut_in_the_reporting_time_zone(settings: Settings, writer: Con
 @given(st.lists(st.tuples(*(st.integers(-(2**63), 2**63 - 1) for _ in range(4))), min_size=1, max_size=50))
 def test_the_content_hash_does_not_depend_on_order_and_sees_any_change(rows: list[tuple[int, ...]]) -> None:
     def columns(some: list[tuple[int, ...]]) -> EventColumns:
-        return EventColumns(*(np.array([row[i] for row in some], dtype=np.int64) for i in range(4)))
+        ids, campaigns, created, inserted = (np.array([row[i] for row in some], dtype=np.int64) for i in range(4))
+        return EventColumns(ids, campaigns, created, inserted)
 
     known = pipeline.content_hash(columns(rows))
     assert pipeline.content_hash(columns(rows[::-1])) == known

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "worker"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("config", "windows", "streams", "errors", "sql", "logs", "copyframes", "transient"), 1),
+    **dict.fromkeys(("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient"), 1),
     **dict.fromkeys(("source", "sink", "watermarks", "ledger"), 2),
     **dict.fromkeys(
         ("pipeline", "planner", "metrics", "quality", "reconcile", "migrate", "refresh", "queries", "standing"), 3
@@ -19,7 +19,7 @@ LAYERS: dict[str, int] = {
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
-WITHIN_LEAVES = ("errors", "config", "windows", "streams", "sql", "logs", "copyframes", "transient")
+WITHIN_LEAVES = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient")
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks"}
 

@@ -23,13 +23,38 @@ FROM
         toUInt64(event_id) * 11400714819323198485
             + toUInt64(campaign_id) * 14029467366897019727
             + toUInt64(toUnixTimestamp64Micro(created_at)) * 1609587929392839161
-            + toUInt64(toUnixTimestamp64Micro(inserted_at)) * 9650029242287828579 AS mixed
+            + toUInt64(toUnixTimestamp64Micro(inserted_at)) * 9650029242287828579{extra} AS mixed
     FROM {table}
     WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s
         AND inserted_at >= %(lo)s AND inserted_at < %(hi)s
         AND _version = %(version)s AND NOT _deleted
     {distinct}
 )
+
+-- name: words_number
+-- The numbers that stand for a value of a further column in the hash above, parted by semicolons.
+toUInt64({column})
+
+-- name: words_float
+toUInt64(reinterpretAsUInt64({column}))
+
+-- name: words_date
+toUInt64(toInt32({column}))
+
+-- name: words_instant
+toUInt64(toUnixTimestamp64Micro({column}))
+
+-- name: words_small_decimal
+toUInt64(reinterpretAsInt32({column}))
+
+-- name: words_decimal
+toUInt64(reinterpretAsInt64({column}))
+
+-- name: words_wide
+toUInt64(reinterpretAsUInt128({column}));toUInt64(bitShiftRight(reinterpretAsUInt128({column}), 64))
+
+-- name: words_text
+toUInt64(length({column}));reinterpretAsUInt64(substring({column}, 1, 8));reinterpretAsUInt64(right({column}, 8))
 
 -- name: create_shadow
 CREATE TABLE {table} AS ad_events COMMENT %(comment)s

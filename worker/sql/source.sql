@@ -100,13 +100,13 @@ SELECT count(*) FROM {table} WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)
 
 -- name: read_events
 -- Every field has eight bytes and none is NULL, so that the binary format has a fixed stride: campaign 0 and instant
--- -infinity stand for NULL.
+-- -infinity stand for NULL. A stream's further columns follow as they are, each by its type's binary form.
 COPY (
     SELECT
         id::bigint,
         coalesce(campaign_id, 0)::bigint,
         coalesce(created_at, '-infinity')::timestamptz,
-        inserted_at
+        inserted_at{extra}
     FROM {table}
     WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s
     ORDER BY inserted_at, id
