@@ -7,9 +7,10 @@ SELECT
     change.1 AS column_name,
     change.2 AS value_before,
     change.3 AS value_after,
+    history.pricing_model AS pricing_model,
     said_at AS restated_at,
     cause
-FROM daily_campaign_history FINAL
+FROM daily_campaign_history AS history FINAL
 ARRAY JOIN
     [
         ('impressions_count', toDecimal128(impressions_before, 5), toDecimal128(impressions_count, 5)),

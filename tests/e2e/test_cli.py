@@ -232,6 +232,27 @@ def test_what_a_day_said_at_a_time(at_work: Settings) -> None:
     assert command(at_work, "restatements", "--day", "2026-11-10", "--campaign", "1", "--json").stdout == "[]\n"
 
 
+def test_restatements(schemas: Settings) -> None:
+    with Sink(schemas) as sink:
+        sink.command(
+            "restating",
+            "INSERT INTO daily_campaign_history (date_id, campaign_id, slot, said_at, impressions_count, clicks_count, "
+            "spend_amount, pricing_model, was_final, impressions_before, clicks_before, spend_before, cause) SELECT "
+            "toDate32('2001-01-05'), n, now64(6), now64(6), 100, 3, 1.5, 'cpc', true, 100, 2, 1, 'late rows' "
+            "FROM (SELECT arrayJoin([900001, 900002]) AS n)",
+        )
+    rows = json.loads(command(schemas, "restatements", "--day", "2001-01-05", "--campaign", "900001", "--json").stdout)
+    assert [(row["column_name"], row["value_before"], row["value_after"], row["cause"]) for row in rows] == [
+        ("clicks_count", "2", "3", "late rows"),
+        ("spend_amount", "1", "1.5", "late rows"),
+    ]
+    shown = command(schemas, "restatements", "--day", "2001-01-05")
+    assert shown.returncode == 0, shown.stderr
+    assert "late rows" in shown.stdout
+    assert "cpc" in shown.stdout
+    assert len(json.loads(command(schemas, "restatements", "--limit", "3", "--json").stdout)) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

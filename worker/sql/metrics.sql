@@ -27,10 +27,12 @@ ORDER BY date_id DESC
 SETTINGS join_use_nulls = 0
 
 -- name: outdated_days
--- Days not marked and yet wrong: priced by another model, or built before a version of one of their campaigns arrived,
+-- Days not marked and yet wrong: published twice at once by workers of which the later died, priced by another model, or built before a version of one of their campaigns arrived,
 -- or built by a version that did not keep the hours.
 SELECT DISTINCT date_id FROM daily_campaign_performance
 WHERE pricing_model != %(pricing_model)s OR empty(impressions_by_hour)
+UNION DISTINCT
+SELECT date_id FROM daily_campaign_performance GROUP BY date_id HAVING min(updated_at) != max(updated_at)
 UNION DISTINCT
 SELECT DISTINCT daily.date_id
 FROM daily_campaign_performance AS daily
@@ -182,15 +184,23 @@ FROM compared
 SETTINGS max_partitions_per_insert_block = 0
 
 -- name: causes
--- Why the counts of these days changed since they were last built, as the ledger tells: a full refresh put another
+-- Why the counts of these days changed since they were last built, or became final, as the ledger tells: a full refresh put another
 -- table in place; windows were loaded that had been loaded before; events that were there already were read again in a
 -- newer version; or, where none of this happened, rows came late.
 WITH
     (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events') AS live,
     built AS
     (
-        SELECT days.date_id AS date_id, max(said.at) AS since
+        SELECT days.date_id AS date_id, greatest(max(said.at), any(final.at)) AS since
         FROM (SELECT arrayJoin(%(days)s) AS date_id) AS days
+        LEFT JOIN
+        (
+            SELECT asked.date_id AS date_id, min(finality.noted_at) AS at
+            FROM (SELECT arrayJoin(%(days)s) AS date_id) AS asked
+            CROSS JOIN finality
+            WHERE finality.final_through >= asked.date_id
+            GROUP BY date_id
+        ) AS final ON final.date_id = days.date_id
         LEFT JOIN
         (
             SELECT date_id, min(updated_at) AS at FROM daily_campaign_performance WHERE date_id IN %(days)s GROUP BY date_id
@@ -271,6 +281,14 @@ OPTIMIZE TABLE {staging} PARTITION %(day)s FINAL
 
 -- name: replace_day
 ALTER TABLE daily_campaign_performance REPLACE PARTITION %(day)s FROM {staging}
+
+-- name: mixed_days
+-- Days that hold rows of more than one rebuild. Of two replacements of a partition at once, the one that drew its block
+-- numbers first and finishes last does not remove the part of the other.
+SELECT toString(date_id) FROM daily_campaign_performance
+WHERE date_id IN %(days)s
+GROUP BY date_id
+HAVING min(updated_at) != max(updated_at)
 
 -- name: drop_day
 ALTER TABLE daily_campaign_performance DROP PARTITION %(day)s
