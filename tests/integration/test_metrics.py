@@ -329,7 +329,7 @@ def test_rebuilds_at_once_leave_one_record(servers: Servers, writer: Connection)
 
 
 def test_a_day_published_twice_at_once_is_outdated(servers: Servers, writer: Connection) -> None:
-    first, _ = prepared(servers, writer)
+    prepared(servers, writer)
     servers.sink.command(
         "publishing it beside itself",
         "INSERT INTO daily_campaign_performance SELECT * REPLACE (updated_at + INTERVAL 1 SECOND AS updated_at) "
