@@ -256,35 +256,70 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
             screens.say(told, style="red")
 
 
+FORMS = click.Choice(["table", "csv", "json", "parquet"])
+form_of_answer = click.option("--format", "form", type=FORMS, default="table", show_default=True, help="How.")
+row_limit = click.option("--limit", type=click.IntRange(min=0), default=1000, show_default=True, help="Rows at most.")
+
+
 @cli.command("query")
 @click.argument("name", required=False)
 @click.option("--param", "given", multiple=True, metavar="NAME=VALUE", help="A parameter; may be given several times.")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True, help="How."
-)
+@click.option("--as-of", metavar="TIME", help="What was said at that time, as 2026-11-17T09:00 (campaign_daily).")
+@form_of_answer
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 @as_json
 @debuggable
-def query_command(name: str | None, given: tuple[str, ...], form: str, as_json: bool) -> None:
+def query_command(
+    name: str | None, given: tuple[str, ...], as_of: str | None, form: str, output: Path | None, as_json: bool
+) -> None:
     """Answer one of the queries in clickhouse/queries, or list them."""
     form = "json" if as_json else form
     if name is None:
         found = queries.queries()
         screens.print_json(screens.query_list_json(found)) if form == "json" else screens.query_list(found)
         return
-    query = queries.find(name)
     parameters = {}
     for pair in given:
         key, separator, value = pair.partition("=")
         if not separator:
             raise BadInput(f"--param takes NAME=VALUE, not {pair!r}.")
         parameters[key] = value
+    query = queries.find(name)
+    if as_of is not None:
+        if "as_of" not in {parameter.name for parameter in query.parameters}:
+            knowing = ", ".join(q.name for q in queries.queries() if "as_of" in {p.name for p in q.parameters})
+            raise BadInput(f"The query {name} knows only what is so now; --as-of is for {knowing}.")
+        parameters["as_of"] = as_of
+    _answer(query, parameters, form, output)
+
+
+def _answer(query: queries.Query, parameters: dict[str, str], form: str, output: Path | None = None) -> None:
     queries.filled(query, parameters)
+    if form == "parquet":
+        screens.require_parquet(output)
     settings = _settings()
     _ping_sink(settings)
     with Sink(settings) as sink:
         migrate.require_current(sink, settings)
         answer = queries.run(sink, query, parameters)
-    screens.answer(answer, form)
+    screens.answer(answer, form, output)
+
+
+@cli.command("restatements")
+@click.option("--day", metavar="DAY", help="Only this day, as 2026-11-10.")
+@click.option("--campaign", type=int, help="Only this campaign; 0 is events without one.")
+@row_limit
+@form_of_answer
+@as_json
+@debuggable
+def restatements_command(day: str | None, campaign: int | None, limit: int, form: str, as_json: bool) -> None:
+    """Show figures that changed after their day was final: from what, to what, when and why."""
+    parameters = {"limit": str(limit)}
+    if day is not None:
+        parameters |= {"first_day": day, "last_day": day}
+    if campaign is not None:
+        parameters["campaign_id"] = str(campaign)
+    _answer(queries.find("restatements"), parameters, "json" if as_json else form)
 
 
 @cli.command("doctor")

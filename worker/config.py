@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     pricing_model: PricingModel = Field(
         "cpc", description="cpc: clicks × bid; cpm: impressions × bid / 1000; cpi: impressions × bid."
     )
+    finality_hours: int = Field(
+        120, ge=0, description="Hours after a day's end until it is final; a later change is a restatement."
+    )
 
     # Windows
     window_rows: int = Field(500_000, ge=1, description="Rows a window aims to hold.")

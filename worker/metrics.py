@@ -21,6 +21,12 @@ STAGING = "daily_campaign_performance_staging_"
 DAYS_AT_ONCE = 31
 """Days per staging table: below ClickHouse's limit of 100 partitions in one inserted block."""
 
+PUBLICATIONS = 5
+"""How often a day is published again where another worker published it at the same time; then the sweep sees to it."""
+
+NO_DAY = date(1900, 1, 1)
+"""Stands where ClickHouse takes no empty list of days; no event can happen on it."""
+
 BILLED = {"cpc": "click", "cpm": "impression", "cpi": "impression"}
 """The event that costs money under each pricing model."""
 
@@ -92,6 +98,7 @@ def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
             # Run twice into one staging table, it would hold the days twice.
             retry=False,
         )
+        _record(sink, settings, staging, days, holds)
         rows = _publish(sink, staging, days)
     empty = [day for day in days if day not in rows]
     if empty:
@@ -100,6 +107,52 @@ def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
         sink.command("noting empty days", named("metrics", "note_empty"), {"days": empty, "holds": holds})
     log.info("metrics.rebuilt", days=len(days), first=str(days[0]), last=str(days[-1]), rows=sum(rows.values()))
     return Rebuilt(len(days), len(empty), sum(rows.values()))
+
+
+def _record(sink: Sink, settings: Settings, staging: str, days: Sequence[date], holds: datetime) -> None:
+    """Writes down what these days will say where it is news, and, for days already final, why it changed."""
+    through = final_through(sink)
+    final = [day for day in days if through is not None and day <= through]
+    causes: list[tuple[date, str]] = []
+    if final:
+        lo, hi = day_bounds(final[0], settings.zone).lo, day_bounds(final[-1], settings.zone).hi
+        parameters = {
+            "days": final,
+            "zone": settings.reporting_timezone,
+            "first_utc_day": lo.date(),
+            "last_utc_day": (hi - MICROSECOND).date(),
+        }
+        causes = [(day, str(cause)) for day, cause in sink.named("metrics", "causes", parameters)]
+    sink.command(
+        "recording what days say",
+        named("metrics", "record").format(staging=quoted(staging)),
+        {
+            "days": tuple(days),
+            "holds": holds,
+            "zone": settings.reporting_timezone,
+            "final_days": tuple(final) or (NO_DAY,),
+            "caused_days": [str(day) for day, _ in causes] or [""],
+            "causes": [cause for _, cause in causes] or [""],
+        },
+    )
+
+
+def final_through(sink: Sink) -> date | None:
+    """The last day that has been declared final; None before any has."""
+    count, day = sink.named("metrics", "final_through")[0]
+    return day if count else None
+
+
+def note_finality(sink: Sink, settings: Settings, complete_through: datetime) -> date:
+    """Declares final every day that ended `FINALITY_HOURS` before `complete_through`; returns the last of them.
+
+    `complete_through` is the instant before which everything the source wrote is loaded. Once final, a day stays so.
+    """
+    at = instant(complete_through) - timedelta(hours=settings.finality_hours)
+    # The day that instant lies in has not ended by then; the one before it has, whatever its length.
+    day = at.astimezone(settings.zone).date() - timedelta(days=1)
+    sink.command("noting final days", named("metrics", "note_final_through"), {"day": day})
+    return day
 
 
 def _publish(sink: Sink, staging: str, days: Sequence[date]) -> dict[date, int]:
@@ -122,4 +175,13 @@ def _publish(sink: Sink, staging: str, days: Sequence[date]) -> dict[date, int]:
         # Publishing the same part again changes nothing, so an unknown outcome may be retried.
         sink.command("publishing a day", named("metrics", "replace_day").format(staging=table), {"day": partition})
         rows[day] = count
+    for _ in range(PUBLICATIONS):
+        # Of those who publish a day at once, whoever finishes last finds what the others left.
+        mixed = sink.named("metrics", "mixed_days", {"days": tuple(rows)}) if rows else []
+        for (partition,) in mixed:
+            sink.command(
+                "publishing a day again", named("metrics", "replace_day").format(staging=table), {"day": partition}
+            )
+        if not mixed:
+            break
     return rows

@@ -1,8 +1,9 @@
 """Runs the analyst's queries in `clickhouse/queries/`. Holds no query and no rendering.
 
-A query is one SELECT in a file of its own. The comment at its head says what it answers, then, a line each, which
-parameters it takes: `-- first_day = 2026-01-01: the first day that counts`. In the statement a parameter stands as
-`{first_day:Date32}`, the way ClickHouse's own client takes it, so the files run there unchanged.
+A query is one SELECT in a file of its own. The comment at its head asks the question and gives grain and example; then
+each parameter is a line `SET param_first_day = '2026-01-01'; -- the first day that counts`: name, default and meaning
+at once, and what ClickHouse's own client reads, so the files run there as they stand. In the statement a parameter
+stands as `{first_day:Date32}`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from worker.sql import CLICKHOUSE
 QUERIES = CLICKHOUSE / "queries"
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
-_PARAMETER = re.compile(r"^(?P<name>[a-z][a-z0-9_]*) = (?P<default>.*?): (?P<meaning>.+)$")
+_PARAMETER = re.compile(
+    r"^SET param_(?P<name>[a-z][a-z0-9_]*) = '(?P<default>[^'\\]*)'; -- (?P<meaning>.+)$", re.MULTILINE
+)
+_GRAIN, _EXAMPLE = "Grain: ", "Example: "
 _PLACE = re.compile(r"\{(?P<name>[a-z][a-z0-9_]*):(?P<type>[A-Za-z0-9_(), ']+)\}")
 
 
@@ -35,19 +39,22 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A file of `clickhouse/queries/`: what it answers, what it takes, and its statement."""
+    """A file of `clickhouse/queries/`: the question it answers, one row of what it gives, a call, what it takes."""
 
     name: str
     title: str
+    grain: str
+    example: str
     parameters: tuple[Parameter, ...]
     statement: str
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Column names and rows, in the query's order."""
+    """Column names, their ClickHouse types, and rows, in the query's order."""
 
     columns: tuple[str, ...]
+    types: tuple[str, ...]
     rows: list[tuple[Any, ...]]
 
 
@@ -59,9 +66,15 @@ def read(path: Path) -> Query:
         if not line.startswith("--"):
             break
         head.append(line.removeprefix("--").strip())
-    parameters = [Parameter(**found.groupdict()) for line in head if (found := _PARAMETER.match(line))]
-    title = " ".join(line for line in head if line and not _PARAMETER.match(line))
-    return Query(path.stem, title, tuple(parameters), text.strip().rstrip(";"))
+    parameters = tuple(Parameter(**found.groupdict()) for found in _PARAMETER.finditer(text))
+    return Query(
+        path.stem,
+        " ".join(line for line in head if line and not line.startswith((_GRAIN, _EXAMPLE))),
+        next((line.removeprefix(_GRAIN) for line in head if line.startswith(_GRAIN)), ""),
+        next((line.removeprefix(_EXAMPLE) for line in head if line.startswith(_EXAMPLE)), ""),
+        parameters,
+        _PARAMETER.sub("", text).strip().rstrip(";"),
+    )
 
 
 def queries(folder: Path = QUERIES) -> list[Query]:
@@ -95,8 +108,8 @@ def run(sink: Sink, query: Query, given: Mapping[str, str]) -> Answer:
     """Asks ClickHouse. Raises `BadInput` for a parameter, or a value ClickHouse cannot read as its type."""
     statement = filled(query, given)
     try:
-        columns, rows = sink.described(f"answering {query.name}", statement)
+        columns, types, rows = sink.described(f"answering {query.name}", statement)
     except RefusedRows as error:
         told = ", ".join(f"{name}={value}" for name, value in given.items())
         raise BadInput(f"A value in {told or query.name} cannot be used: {error}") from None
-    return Answer(tuple(columns), rows)
+    return Answer(tuple(columns), tuple(types), rows)

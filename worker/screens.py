@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
+from worker.errors import BadInput
 from worker.windows import ORIGIN, Window, format_instant
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ NARROWEST = 8
 NAMES_NEED = 100
 HEADS = {"campaign_id": "id", "campaign_name": "campaign", "advertiser_name": "advertiser", "pricing_model": "model"}
 """Shorter column heads, for tables only; CSV and JSON carry the query's own."""
+
+SHARES = frozenset({"utilisation", "elapsed_share"})
+"""Columns that are parts of a whole; people read them in per cent."""
 
 BILLING = {"cpc": "clicks × bid", "cpm": "impressions × bid / 1,000", "cpi": "impressions × bid"}
 
@@ -138,7 +143,13 @@ def cell(column: str, value: object) -> str:
         case Decimal():
             return f"{value:,.2f}"
         case float():
-            return f"{value:.3%}" if column == "ctr" else f"{value:,.4g}"
+            if column in {"ctr", "recent_ctr"}:
+                return f"{value:.3%}"
+            if column.endswith(("_change", "deviation")):
+                return f"{value:+.1%}"
+            return f"{value:.1%}" if column in SHARES or column.startswith("share_") else f"{value:,.4g}"
+        case list() | tuple():
+            return ", ".join(cell(column, item) for item in value)
         case str():
             return clean(value)
     return str(value)
@@ -494,19 +505,89 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 # Queries
 
 
-def answer(found: Answer, form: str) -> None:
-    """Prints a query's answer. CSV and JSON carry exact values, NULL as nothing and null."""
+def answer(found: Answer, form: str, output: Path | None = None) -> None:
+    """Prints a query's answer, or writes it to a file. CSV and JSON carry exact values, NULL as nothing and null."""
+    if form == "parquet":
+        content = parquet(found)
+        if output is None:
+            click.echo(content, nl=False)
+        else:
+            output.write_bytes(content)
+        return
     if form == "json":
-        print_json([dict(zip(found.columns, row, strict=True)) for row in found.rows])
-        return
-    if form == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+        text = json.dumps(rows, default=plain, ensure_ascii=False, allow_nan=False) + "\n"
+    elif form == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
         writer.writerow(found.columns)
-        writer.writerows([["" if value is None else value for value in row] for row in found.rows])
-        click.echo(text.getvalue(), nl=False)
+        writer.writerows([["" if value is None else _csv(value) for value in row] for row in found.rows])
+        text = out.getvalue()
+    elif output is None:
+        console().print(answer_table(found.columns, found.rows))
         return
-    console().print(answer_table(found.columns, found.rows))
+    else:
+        with output.open("w", encoding="utf-8") as file:
+            Console(file=file, width=PIPED_WIDTH, markup=False, emoji=False, highlight=False).print(
+                answer_table(found.columns, found.rows)
+            )
+        return
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+def _csv(value: object) -> object:
+    return json.dumps(value, default=plain, ensure_ascii=False) if isinstance(value, list | tuple) else value
+
+
+def require_parquet(output: Path | None) -> None:
+    """Raises `BadInput` where Parquet cannot be written, or would go to a screen."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise BadInput("Parquet needs pyarrow; install it, or use --format csv.")
+    if output is None and sys.stdout.isatty():
+        raise BadInput("Parquet is not for a screen; give --output FILE, or send it to one.")
+
+
+def parquet(found: Answer) -> bytes:
+    """A query's answer as a Parquet file; columns keep ClickHouse's types, as near as Parquet has them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [pa.field(name, _arrow(pa, kind)) for name, kind in zip(found.columns, found.types, strict=True)]
+    columns = zip(*found.rows, strict=True) if found.rows else [()] * len(fields)
+    arrays = [pa.array(list(values), type=field.type) for values, field in zip(columns, fields, strict=True)]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), sink)
+    return sink.getvalue()
+
+
+ARROW = {
+    "Bool": "bool_", "Float32": "float32", "Float64": "float64", "String": "string", "Date": "date32",
+    "Date32": "date32", **{f"{sign}Int{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+def _arrow(pa: Any, kind: str) -> Any:
+    """The Arrow type of a ClickHouse type. Raises `TypeError` for one without."""
+    for wrapper in ("Nullable(", "LowCardinality("):
+        if kind.startswith(wrapper):
+            return _arrow(pa, kind[len(wrapper) : -1])
+    if kind.startswith("Array("):
+        return pa.list_(_arrow(pa, kind[len("Array(") : -1]))
+    if kind.startswith("Decimal("):
+        precision, scale = (int(part) for part in kind[len("Decimal(") : -1].split(","))
+        return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+    if kind.startswith("DateTime64("):
+        return pa.timestamp("us", tz="UTC")
+    if kind.startswith("DateTime"):
+        return pa.timestamp("s", tz="UTC")
+    if kind.startswith("Enum"):
+        return pa.string()
+    if kind in ARROW:
+        return getattr(pa, ARROW[kind])()
+    raise TypeError(f"{kind} has no Parquet form.")
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -534,6 +615,7 @@ def query_list(found: Sequence[Query]) -> None:
     for query in found:
         out.print(Text(query.name, style="bold"))
         out.print(Text(f"  {query.title}"))
+        out.print(Text(f"  One row is {query.grain}", style="dim"))
         for parameter in query.parameters:
             out.print(Text(f"  --param {parameter.name}={parameter.default}  {parameter.meaning}"))
         out.print()
@@ -545,6 +627,8 @@ def query_list_json(found: Sequence[Query]) -> list[dict[str, Any]]:
         {
             "name": query.name,
             "title": query.title,
+            "grain": query.grain,
+            "example": query.example,
             "parameters": {p.name: {"default": p.default, "meaning": p.meaning} for p in query.parameters},
         }
         for query in found

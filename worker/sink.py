@@ -178,11 +178,11 @@ class Sink:
 
     def described(
         self, doing: str, statement: str, parameters: Mapping[str, Any] | None = None
-    ) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """Column names and rows of a SELECT."""
+    ) -> tuple[list[str], list[str], list[tuple[Any, ...]]]:
+        """Column names, their types, and rows of a SELECT."""
         text = rendered(statement, parameters or {})
 
-        def work() -> tuple[list[str], list[tuple[Any, ...]]]:
+        def work() -> tuple[list[str], list[str], list[tuple[Any, ...]]]:
             client = self._client()
             limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds}
             try:
@@ -191,7 +191,7 @@ class Sink:
                 if not isinstance(error, driver.ServerException):
                     client.disconnect()
                 raise _translated(doing, error, self._settings.server_label("clickhouse")) from error
-            return [name for name, _ in columns], rows
+            return [name for name, _ in columns], [kind for _, kind in columns], rows
 
         return self.retried(work)
 

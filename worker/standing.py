@@ -48,6 +48,21 @@ def covers(windows: Sequence[Window], window: Window) -> bool:
     return any(held.lo <= window.lo and window.hi <= held.hi for held in merged(windows))
 
 
+def _through(source: Source, stream: Stream, watermark: datetime, horizon: datetime | None) -> datetime:
+    ahead = horizon if stream.kind == "events" and horizon and watermark < horizon else None
+    if ahead is not None and source.first_row(stream, Window(watermark, ahead)) is None:
+        # Nothing below the safe horizon can appear any more: no row there means complete up to it.
+        return ahead
+    return watermark
+
+
+def complete_through(source: Source, ledger: Ledger, streams: Sequence[Stream]) -> datetime:
+    """The instant before which every row of these streams is in ClickHouse. Raises `HorizonUnsafe` as `overview`."""
+    coverage = ledger.coverage(streams, ledger.live(streams))
+    horizon = source.horizon().at
+    return min(_through(source, stream, coverage[stream.name].watermark, horizon) for stream in streams)
+
+
 def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, streams: Sequence[Stream]) -> Overview:
     """Reads and changes nothing. Raises `HorizonUnsafe` where the source must not be synced."""
     targets = ledger.live(streams)
@@ -61,11 +76,7 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
         uuid = targets[stream.target]
         covered = coverage[stream.name].windows
         watermark = coverage[stream.name].watermark
-        through = watermark
-        ahead = horizon.at if stream.kind == "events" and horizon.at and watermark < horizon.at else None
-        if ahead is not None and source.first_row(stream, Window(watermark, ahead)) is None:
-            # Nothing below the safe horizon can appear any more: no row there means complete up to it.
-            through = ahead
+        through = _through(source, stream, watermark, horizon.at)
         held = totals[stream.name][1] if stream.name in totals else 0
         result.append(
             Standing(

@@ -1,8 +1,10 @@
--- Each campaign over a period, dearest first: impressions, clicks and spend, with CTR, CPM and CPC computed from those
--- sums. Events without a campaign stand under campaign 0.
--- first_day = 1970-01-01: first reporting day that counts
--- last_day = 2299-12-31: last reporting day that counts
--- limit = 1000: campaigns to show at most
+-- How has each campaign done over a period? Impressions, clicks and spend, with CTR, CPM and CPC computed from those
+-- sums, dearest first. Events without a campaign stand under campaign 0.
+-- Grain: a campaign that has events in the period.
+-- Example: retailmedia query campaign_summary --param first_day=2026-11-01 --param limit=10
+SET param_first_day = '1970-01-01'; -- first reporting day that counts
+SET param_last_day = '2299-12-31'; -- last reporting day that counts
+SET param_limit = '1000'; -- campaigns to show at most
 SELECT
     daily.campaign_id AS campaign_id,
     if(daily.campaign_id = 0, 'no campaign', ifNull(campaign.campaign_name, 'not yet known')) AS campaign_name,
@@ -11,8 +13,8 @@ SELECT
     daily.clicks AS clicks,
     daily.spend AS spend,
     if(daily.impressions = 0, NULL, daily.clicks / daily.impressions) AS ctr,
-    if(daily.impressions = 0, NULL, toDecimal128(1000 * daily.spend / daily.impressions, 6)) AS cpm,
-    if(daily.clicks = 0, NULL, toDecimal128(daily.spend / daily.clicks, 6)) AS cpc,
+    if(daily.impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(daily.spend, 5) * 1000, toDecimal256(daily.impressions, 0), 8), 6), 6)) AS cpm,
+    if(daily.clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(daily.spend, 5), toDecimal256(daily.clicks, 0), 8), 6), 6)) AS cpc,
     daily.pricing_model AS pricing_model
 FROM
 (

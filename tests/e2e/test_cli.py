@@ -15,10 +15,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from unittest import mock
 
 import psycopg2
+import pyarrow.parquet
 import pytest
 import structlog
 
@@ -196,10 +198,68 @@ def test_query_in_every_form(at_work: Settings) -> None:
     assert sum(row["impressions"] for row in daily) == rows[0]["impressions"]
 
 
+def test_every_query_answers_in_every_form(at_work: Settings, tmp_path: Path) -> None:
+    assert command(at_work, "pipeline").returncode == 0
+    for entry in json.loads(command(at_work, "query", "--json").stdout):
+        name = entry["name"]
+        assert entry["grain"]
+        shown = command(at_work, "query", name)
+        assert shown.returncode == 0, shown.stderr
+        rows = json.loads(command(at_work, "query", name, "--format", "json").stdout)
+        read = list(csv.DictReader(io.StringIO(command(at_work, "query", name, "--format", "csv").stdout)))
+        file = tmp_path / f"{name}.parquet"
+        written = command(at_work, "query", name, "--format", "parquet", "--output", str(file))
+        assert (written.returncode, written.stdout) == (0, ""), written.stderr
+        kept = pyarrow.parquet.read_table(file).to_pylist()
+        assert len(rows) == len(read) == len(kept), name
+        for row, other in zip(rows, kept, strict=True):
+            assert list(row) == list(other)
+            assert [value is None for value in row.values()] == [value is None for value in other.values()]
+            assert Decimal(row.get("spend") or 0) == Decimal(other.get("spend") or 0)
+    listed = command(at_work, "query").stdout
+    assert "One row is a calendar month" in listed
+
+
+def test_what_a_day_said_at_a_time(at_work: Settings) -> None:
+    assert command(at_work, "pipeline").returncode == 0
+    now = json.loads(command(at_work, "query", "campaign_daily", "--json").stdout)
+    same = json.loads(command(at_work, "query", "daily_campaign_performance", "--json").stdout)
+    columns = ("date_id", "campaign_id", "impressions", "clicks", "spend", "pricing_model")
+    assert now
+    assert [[row[name] for name in columns] for row in now] == [[row[name] for name in columns] for row in same]
+    before = command(at_work, "query", "campaign_daily", "--as-of", "2020-01-01T09:00", "--json")
+    assert (before.returncode, json.loads(before.stdout)) == (0, [])
+    assert command(at_work, "restatements", "--day", "2026-11-10", "--campaign", "1", "--json").stdout == "[]\n"
+
+
+def test_restatements(schemas: Settings) -> None:
+    with Sink(schemas) as sink:
+        sink.command(
+            "restating",
+            "INSERT INTO daily_campaign_history (date_id, campaign_id, slot, said_at, impressions_count, clicks_count, "
+            "spend_amount, pricing_model, was_final, impressions_before, clicks_before, spend_before, cause) SELECT "
+            "toDate32('2001-01-05'), n, now64(6), now64(6), 100, 3, 1.5, 'cpc', true, 100, 2, 1, 'late rows' "
+            "FROM (SELECT arrayJoin([900001, 900002]) AS n)",
+        )
+    rows = json.loads(command(schemas, "restatements", "--day", "2001-01-05", "--campaign", "900001", "--json").stdout)
+    assert [(row["column_name"], row["value_before"], row["value_after"], row["cause"]) for row in rows] == [
+        ("clicks_count", "2", "3", "late rows"),
+        ("spend_amount", "1", "1.5", "late rows"),
+    ]
+    shown = command(schemas, "restatements", "--day", "2001-01-05")
+    assert shown.returncode == 0, shown.stderr
+    assert "late rows" in shown.stdout
+    assert "cpc" in shown.stdout
+    assert len(json.loads(command(schemas, "restatements", "--limit", "3", "--json").stdout)) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("query", "campaign_sumary"), "the queries are campaign_summary"),
+        (("query", "campaign_sumary"), "the queries are advertiser_performance"),
+        (("query", "campaign_summary", "--as-of", "2026-11-17"), "--as-of is for campaign_daily"),
+        (("query", "campaign_daily", "--as-of", "yesterday"), "as_of=yesterday cannot be used"),
+        (("restatements", "--day", "soon"), "first_day=soon"),
         (("query", "campaign_summary", "--param", "x=1"), "no parameter 'x'"),
         (("query", "campaign_summary", "--param", "limit"), "NAME=VALUE"),
         (("query", "campaign_summary", "--param", "first_day=soon"), "first_day=soon cannot be used"),

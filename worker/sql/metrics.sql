@@ -27,8 +27,12 @@ ORDER BY date_id DESC
 SETTINGS join_use_nulls = 0
 
 -- name: outdated_days
--- Days not marked and yet wrong: priced by another model, or built before a version of one of their campaigns arrived.
-SELECT DISTINCT date_id FROM daily_campaign_performance WHERE pricing_model != %(pricing_model)s
+-- Days not marked and yet wrong: published twice at once by workers of which the later died, priced by another model, or built before a version of one of their campaigns arrived,
+-- or built by a version that did not keep the hours.
+SELECT DISTINCT date_id FROM daily_campaign_performance
+WHERE pricing_model != %(pricing_model)s OR empty(impressions_by_hour)
+UNION DISTINCT
+SELECT date_id FROM daily_campaign_performance GROUP BY date_id HAVING min(updated_at) != max(updated_at)
 UNION DISTINCT
 SELECT DISTINCT daily.date_id
 FROM daily_campaign_performance AS daily
@@ -47,7 +51,8 @@ CREATE TABLE {staging} AS daily_campaign_performance
 -- One row per campaign and day. Each event is priced at the bid in force when it happened; a campaign's first known
 -- version counts from the beginning of time; an event of an unknown campaign costs nothing.
 INSERT INTO {staging}
-    (date_id, campaign_id, impressions_count, clicks_count, spend_amount, ctr, cpm, cpc, pricing_model, updated_at)
+    (date_id, campaign_id, impressions_count, clicks_count, spend_amount, ctr, cpm, cpc, impressions_by_hour,
+    clicks_by_hour, pricing_model, updated_at)
 WITH
     events AS
     (
@@ -63,16 +68,30 @@ WITH
             if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), valid_from) AS valid_from
         FROM campaign_history FINAL
     ),
-    priced AS
+    by_hour AS
     (
         SELECT
             events.date_id AS date_id,
             events.campaign_id AS campaign_id,
-            countIf(events.event_type = 'impression') AS impressions,
-            countIf(events.event_type = 'click') AS clicks,
-            sumIf(toDecimal128(bids.bid_amount, 5), events.event_type = %(billed)s) AS billed
+            toHour(events.created_at, %(zone)s) AS hour,
+            countIf(events.event_type = 'impression') AS hour_impressions,
+            countIf(events.event_type = 'click') AS hour_clicks,
+            sumIf(toDecimal128(bids.bid_amount, 5), events.event_type = %(billed)s) AS hour_billed
         FROM events
         ASOF LEFT JOIN bids ON bids.campaign_id = events.campaign_id AND events.created_at >= bids.valid_from
+        GROUP BY date_id, campaign_id, hour
+    ),
+    priced AS
+    (
+        SELECT
+            date_id,
+            campaign_id,
+            sum(hour_impressions) AS impressions,
+            sum(hour_clicks) AS clicks,
+            sum(hour_billed) AS billed,
+            groupArrayInsertAt(toUInt64(0), 24)(hour_impressions, toUInt32(hour)) AS impressions_by_hour,
+            groupArrayInsertAt(toUInt64(0), 24)(hour_clicks, toUInt32(hour)) AS clicks_by_hour
+        FROM by_hour
         GROUP BY date_id, campaign_id
     )
 SELECT
@@ -84,11 +103,172 @@ SELECT
     if(impressions = 0, NULL, clicks / impressions),
     if(impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5) * 1000, toDecimal256(impressions, 0), 8), 6), 6)),
     if(clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5), toDecimal256(clicks, 0), 8), 6), 6)),
+    impressions_by_hour,
+    clicks_by_hour,
     %(pricing_model)s,
     %(holds)s
 FROM priced
 SETTINGS max_insert_threads = 1, min_insert_block_size_rows = 10000000, min_insert_block_size_bytes = 1073741824,
     do_not_merge_across_partitions_select_final = 1, join_use_nulls = 0
+
+-- name: record
+-- What these days are about to say, where it differs from what they said last. Written before they are published: a
+-- day whose publication fails is still to be rebuilt, and then compared with what stands here. Rows are named by the
+-- rebuild's own time, so the same rebuild written twice is one.
+INSERT INTO daily_campaign_history
+    (date_id, campaign_id, slot, said_at, impressions_count, clicks_count, spend_amount, pricing_model,
+    reporting_timezone, is_gone, was_final, impressions_before, clicks_before, spend_before, cause)
+WITH
+    said AS
+    (
+        SELECT date_id, campaign_id,
+            argMax((impressions_count, clicks_count, spend_amount, pricing_model, reporting_timezone, is_gone), said_at) AS last
+        FROM daily_campaign_history
+        WHERE date_id IN %(days)s
+        GROUP BY date_id, campaign_id
+    ),
+    compared AS
+    (
+        SELECT
+            date_id,
+            campaign_id,
+            max(here) AS is_there,
+            max(was) AS was_there,
+            sum(impressions) AS impressions_now,
+            sum(clicks) AS clicks_now,
+            sum(spend) AS spend_now,
+            max(model) AS model_now,
+            sum(impressions_was) AS impressions_then,
+            sum(clicks_was) AS clicks_then,
+            sum(spend_was) AS spend_then,
+            max(model_was) AS model_then,
+            max(zone_was) AS zone_then
+        FROM
+        (
+            SELECT date_id, campaign_id, true AS here, false AS was,
+                impressions_count AS impressions, clicks_count AS clicks, spend_amount AS spend,
+                toString(pricing_model) AS model, toUInt64(0) AS impressions_was, toUInt64(0) AS clicks_was,
+                toDecimal128(0, 5) AS spend_was, '' AS model_was, '' AS zone_was
+            FROM {staging}
+            UNION ALL
+            SELECT date_id, campaign_id, false, NOT last.6, 0, 0, toDecimal128(0, 5), '',
+                last.1, last.2, last.3, toString(last.4), toString(last.5)
+            FROM said
+        )
+        GROUP BY date_id, campaign_id
+        HAVING (is_there, impressions_now, clicks_now, spend_now) != (was_there, impressions_then, clicks_then, spend_then)
+            OR (is_there AND model_now != model_then)
+    )
+SELECT
+    date_id,
+    campaign_id,
+    if(was_final, %(holds)s, toDateTime64(toStartOfInterval(%(holds)s, INTERVAL 15 MINUTE), 6, 'UTC')),
+    %(holds)s,
+    impressions_now,
+    clicks_now,
+    spend_now,
+    if(is_there, model_now, model_then),
+    %(zone)s,
+    NOT is_there,
+    date_id IN %(final_days)s AS was_final,
+    impressions_then,
+    clicks_then,
+    spend_then,
+    multiIf(
+        NOT was_final, '',
+        zone_then NOT IN ('', %(zone)s), 'time zone',
+        (impressions_now, clicks_now) != (impressions_then, clicks_then), transform(toString(date_id), %(caused_days)s, %(causes)s, 'late rows'),
+        is_there AND model_now != model_then, 'pricing model',
+        'bid edit')
+FROM compared
+SETTINGS max_partitions_per_insert_block = 0
+
+-- name: causes
+-- Why the counts of these days changed since they were last built, or became final, as the ledger tells: a full refresh put another
+-- table in place; windows were loaded that had been loaded before; events that were there already were read again in a
+-- newer version; or, where none of this happened, rows came late.
+WITH
+    (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events') AS live,
+    built AS
+    (
+        SELECT days.date_id AS date_id, greatest(max(said.at), any(final.at)) AS since
+        FROM (SELECT arrayJoin(%(days)s) AS date_id) AS days
+        LEFT JOIN
+        (
+            SELECT asked.date_id AS date_id, min(finality.noted_at) AS at
+            FROM (SELECT arrayJoin(%(days)s) AS date_id) AS asked
+            CROSS JOIN finality
+            WHERE finality.final_through >= asked.date_id
+            GROUP BY date_id
+        ) AS final ON final.date_id = days.date_id
+        LEFT JOIN
+        (
+            SELECT date_id, min(updated_at) AS at FROM daily_campaign_performance WHERE date_id IN %(days)s GROUP BY date_id
+            UNION ALL
+            SELECT date_id, max(updated_at) AS at FROM empty_days WHERE date_id IN %(days)s GROUP BY date_id
+        ) AS said ON said.date_id = days.date_id
+        GROUP BY days.date_id
+    ),
+    refreshed AS
+    (
+        SELECT max(if(state = 'running', now64(6, 'UTC'), updated_at)) AS at
+        FROM sync_runs FINAL
+        WHERE kind = 'refresh' AND target_uuid = live
+    ),
+    replayed AS
+    (
+        SELECT max(again.committed_at) AS at
+        FROM sync_commits AS again
+        INNER JOIN sync_commits AS before ON before.stream = again.stream AND before.target_uuid = again.target_uuid
+        WHERE again.target_uuid = live AND again.kind = 'window' AND before.kind = 'window'
+            AND again.committed_at > before.committed_at AND again.lo < before.hi AND before.lo < again.hi
+            AND again.committed_at >= (SELECT min(since) FROM built)
+    ),
+    overwritten AS
+    (
+        SELECT arrayJoin(attempts.days) AS date_id, max(commits.committed_at) AS at
+        FROM sync_attempts AS attempts
+        INNER JOIN sync_commits AS commits ON commits.stream = attempts.stream AND commits.target_uuid = attempts.target_uuid
+        WHERE attempts.outcome = 'superseding' AND attempts.target_uuid = live
+            AND attempts.lo < commits.hi AND commits.lo < attempts.hi AND commits.committed_at >= attempts.noted_at
+        GROUP BY date_id
+    ),
+    moved AS
+    (
+        SELECT groupArray((toString(stream), lo, hi, noted_at)) AS windows
+        FROM sync_attempts
+        WHERE outcome = 'superseding' AND target_uuid = live AND noted_at >= (SELECT min(since) FROM built)
+    ),
+    arrived AS
+    (
+        SELECT toDate32(created_at, %(zone)s) AS date_id, max(loaded_at) AS at
+        FROM ad_events FINAL
+        WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
+            AND arrayExists(
+                held -> held.1 = if(event_type = 'impression', 'impressions', 'clicks')
+                    AND inserted_at >= held.2 AND inserted_at < held.3,
+                (SELECT windows FROM moved))
+        GROUP BY date_id
+    )
+SELECT
+    built.date_id,
+    multiIf(
+        (SELECT at FROM refreshed) >= built.since, 'full refresh',
+        (SELECT at FROM replayed) >= built.since, 'replay',
+        greatest(overwritten.at, toDateTime64(arrived.at, 6, 'UTC')) >= built.since, 'update',
+        'late rows')
+FROM built
+LEFT JOIN overwritten ON overwritten.date_id = built.date_id
+LEFT JOIN arrived ON arrived.date_id = built.date_id
+SETTINGS join_use_nulls = 0
+
+-- name: final_through
+SELECT count(), max(final_through) FROM finality
+
+-- name: note_final_through
+INSERT INTO finality (final_through, noted_at)
+SELECT toDate32(%(day)s), now64(6, 'UTC')
+WHERE toDate32(%(day)s) NOT IN (SELECT final_through FROM finality)
 
 -- name: staged_parts
 SELECT partition, count(), sum(rows)
@@ -101,6 +281,14 @@ OPTIMIZE TABLE {staging} PARTITION %(day)s FINAL
 
 -- name: replace_day
 ALTER TABLE daily_campaign_performance REPLACE PARTITION %(day)s FROM {staging}
+
+-- name: mixed_days
+-- Days that hold rows of more than one rebuild. Of two replacements of a partition at once, the one that drew its block
+-- numbers first and finishes last does not remove the part of the other.
+SELECT toString(date_id) FROM daily_campaign_performance
+WHERE date_id IN %(days)s
+GROUP BY date_id
+HAVING min(updated_at) != max(updated_at)
 
 -- name: drop_day
 ALTER TABLE daily_campaign_performance DROP PARTITION %(day)s

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker import metrics, pipeline, planner, refresh
+from worker import metrics, pipeline, planner, refresh, standing
 from worker.celery import app, servers
-from worker.streams import STREAMS
+from worker.streams import EVENT_STREAMS, STREAMS
 from worker.tasks import arguments
 from worker.tasks import pipeline as pipeline_tasks
 from worker.tasks import refresh as refresh_tasks
 from worker.tasks.metrics import rebuild_dirty
+from worker.tasks.metrics import settled as metrics_settled
 
 HEAP_SECONDS = 2.0
 """After an outage these tasks come in a heap: of those that follow each other closer than this, one is enough."""
@@ -44,6 +45,10 @@ def sweep(**unknown: Any) -> dict[str, Any]:
     if not here.store.once("sweep", HEAP_SECONDS):
         return {"skipped": "another was just here"}
     days = rebuild_dirty(here, reprice=True, everything=True)
+    # After the rebuild: what has arrived by now is in the days that become final, and is no restatement of them.
+    complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)
+    if metrics_settled(here):
+        metrics.note_finality(here.sink, here.settings, complete)
     dropped = [
         *here.sink.drop_abandoned(metrics.STAGING, ABANDONED_SECONDS),
         *here.sink.drop_abandoned(pipeline.DIMENSION_STAGING, ABANDONED_SECONDS),
