@@ -1,0 +1,75 @@
+"""The promise under fault, as far as a test run has time for it, and the schedule the harness plays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.chaos import hunt, lanes
+from tests.chaos.faults import FAULTS
+from tests.chaos.mutants import MUTANTS
+from tests.chaos.run import CHAPTER, Report, cut, percentile, schedule
+
+SEED = 12
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 300))
+def test_a_seed_names_the_whole_schedule(seed: int, count: int) -> None:
+    steps = schedule(seed, count)
+    assert steps == schedule(seed, count)
+    assert sum(len(step.faults) for step in steps) == count
+    for step in steps:
+        subjects = [FAULTS[name].subject for name, _ in step.faults]
+        assert len(subjects) == len(set(subjects))
+    chapters = cut(steps, count)
+    assert [step for chapter in chapters for step in chapter] == steps
+    assert all(sum(len(step.faults) for step in chapter) <= CHAPTER + 1 for chapter in chapters)
+    assert all(later.number == earlier.number + 1 for earlier, later in pairwise(steps))
+
+
+def test_a_long_run_holds_every_kind() -> None:
+    played = Counter(name for step in schedule(SEED, 1000) for name, _ in step.faults)
+    assert set(FAULTS) - set(played) <= {name for name, one in FAULTS.items() if one.weight <= 0.2}
+
+
+@given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))
+def test_a_percentile_is_a_value_that_enough_do_not_exceed(values: list[float], part: float) -> None:
+    found = percentile(values, part)
+    assert found in values
+    assert sum(value <= found for value in values) >= int(part * 1000) / 1000 * len(values) - 1e-9
+
+
+def test_a_report_survives_the_way_from_one_process_to_another() -> None:
+    report = Report(1, 2, faults=Counter({"zombie": 2}), violations=["lost: 1"], convergence=[1.5])
+    assert Report.from_json(report.to_json()) == report
+    total = Report(1, 4)
+    total.add(report)
+    total.add(report)
+    assert (total.faults["zombie"], total.good, total.convergence) == (4, False, [1.5, 1.5])
+
+
+def test_forty_faults_lose_no_row_and_double_none() -> None:
+    chapters = range(1, len(cut(schedule(SEED, 40), 40)) + 1)
+    commands = [["--seed", str(SEED), "--faults", "40", "--chapter", str(number)] for number in chapters]
+    report = Report(SEED, 40)
+    for played in lanes.play(commands, 3, tell=print):
+        report.add(played)
+    assert report.good, report.text()
+    assert sum(report.faults.values()) >= 35, report.text()
+    assert report.rows_compared > 10_000
+    assert (report.rows_lost, report.rows_doubled) == (0, 0)
+
+
+def test_a_harness_that_misses_a_mutant_would_be_noticed() -> None:
+    hunted = hunt.hunt(["unmerged"], seed=SEED, lanes=2, tell=print)
+    assert hunt.good(hunted), hunt.text(hunted)
+
+
+@pytest.mark.chaos
+def test_every_mutant_is_caught() -> None:
+    hunted = hunt.hunt(list(MUTANTS), seed=SEED, lanes=3, tell=print)
+    assert hunt.good(hunted), hunt.text(hunted)
