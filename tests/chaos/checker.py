@@ -214,13 +214,18 @@ def compare_watermarks(stage: Stage) -> list[str]:
 
 
 def leases(stage: Stage) -> dict[str, str]:
-    """Leases and windows in flight, each with who holds it."""
+    """Leases and windows in flight, each with who holds it.
+
+    A window whose time is over counts for nobody, and the next that asks takes it off: that a killed worker's is still
+    listed where nothing new came to be planned is no lease left over.
+    """
     found = {}
     with stage.redis() as client:
         for key in client.scan_iter("retailmedia:lease:*"):
             found[key] = str(client.get(key) or "")
+        seconds, micros = client.time()
         for key in client.scan_iter("retailmedia:inflight:*"):
-            for member in client.zrange(key, 0, -1):
+            for member in client.zrangebyscore(key, seconds * 1000 + micros // 1000, "+inf"):
                 found[f"{key!s} {member!s}"] = "in flight"
     return {key: holder for key, holder in found.items() if holder}
 
