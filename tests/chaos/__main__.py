@@ -2,8 +2,10 @@
 
     python -m tests.chaos --seed 7 --faults 1000
     python -m tests.chaos --mutant all
+    python -m tests.chaos --soak 300
 
-Exit code 0 if the promise held (with --mutant: if every mutant was caught), 1 if not, 2 for a wrong argument.
+Exit code 0 if the promise held (with --mutant: if every mutant was caught; with --soak: if nothing grew), 1 if not,
+2 for a wrong argument.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import time
 from types import FrameType
 
-from tests.chaos import hunt, lanes
+from tests.chaos import hunt, lanes, soak
 from tests.chaos import run as runs
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
@@ -24,6 +26,9 @@ from worker import logs
 from worker.config import load
 
 LANES = 3
+
+SOAK_SECONDS = 30.0
+"""The least a soak takes: a third of it is warming up."""
 
 
 def main() -> int:
@@ -47,6 +52,9 @@ def main() -> int:
     )
     parser.add_argument("--chapter", type=int, default=0, metavar="N", help="play only that chapter of the run")
     parser.add_argument("--lanes", type=int, default=LANES, metavar="N", help=f"stages at once, {LANES} if not given")
+    parser.add_argument(
+        "--soak", type=float, default=0.0, metavar="SECONDS", help="break nothing for that long, and see what grows"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument(
         "--raw", action="store_true", help="play here, and print the report for another process to read"
@@ -64,6 +72,12 @@ def main() -> int:
             for step in chapter:
                 print(f"[{number}] {step.told()}")
         return 0
+    if given.soak:
+        if given.soak < SOAK_SECONDS:
+            parser.error(f"--soak {given.soak:g}: too short to say what grows; give {SOAK_SECONDS:g} seconds or more")
+        soaked = soak.soak(given.soak, seed=seed)
+        print(json.dumps(soaked.figures(), indent=2) if given.json else soaked.text())
+        return 0 if soaked.good else 1
     if given.mutant and not given.raw:
         hunted = hunt.hunt(list(MUTANTS) if given.mutant == "all" else [given.mutant], seed=seed, lanes=given.lanes)
         print(json.dumps([one.figures() for one in hunted], indent=2) if given.json else hunt.text(hunted))

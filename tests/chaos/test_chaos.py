@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.chaos import hunt, lanes
+from tests.chaos import hunt, lanes, soak
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.run import CHAPTER, Report, cut, percentile, schedule
@@ -50,6 +50,19 @@ def test_a_report_survives_the_way_from_one_process_to_another() -> None:
     total.add(report)
     total.add(report)
     assert (total.faults["zombie"], total.good, total.convergence) == (4, False, [1.5, 1.5])
+
+
+@given(st.floats(0, 500), st.integers(9, 60), st.floats(0.02, 1))
+def test_a_soak_sees_a_leak_and_no_leak(base: float, count: int, leak: float) -> None:
+    # Levels are not growth, a spike is not either, and what is warming up is not looked at.
+    level = [{"memory of worker": base} for _ in range(count)]
+    level[-1] = {"memory of worker": base + 1000}
+    level[0] = {"memory of worker": 0.0}
+    assert [one.flat for one in soak.judged(level)] == [True]
+    # A leak that in a third of the run comes to more than is allowed, by as much as `leak` says.
+    each = (3.0 + 0.02 * base) / (count // 3) * (1.05 + leak)
+    (found,) = soak.judged([{"memory of worker": base + each * position} for position in range(count)])
+    assert not found.flat
 
 
 def test_forty_faults_lose_no_row_and_double_none() -> None:
