@@ -1089,4 +1089,4 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
             )
             return rows == [expected]
 
-        return eventually(counted, f"new rows are counted {what}", seconds)
+        return eventually(counted, f"new rows are counted {what}", seconds, every=0.2)

@@ -305,8 +305,8 @@ class Stage:
         stack.stop(self.home)
 
 
-def eventually(condition: Callable[[], bool], what: str, seconds: float) -> float:
-    """Waits for a condition and returns how long that took. Raises `Violation`; errors of servers count as not yet."""
+def eventually(condition: Callable[[], bool], what: str, seconds: float, every: float = 0.05) -> float:
+    """Waits for a condition, looking `every` so many seconds, and returns how long that took. Raises `Violation`; errors of servers count as not yet."""
     began = time.monotonic()
     while True:
         cause = ""
@@ -319,7 +319,7 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float) -> floa
             cause = f" ({type(error).__name__}: {error})"
         if time.monotonic() - began > seconds:
             raise Violation(f"not within {seconds:g} s: {what}{cause}")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 @contextmanager
