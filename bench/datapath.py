@@ -308,21 +308,10 @@ def findings(samples: dict[str, list[float]], troubles: dict[str, str], *, rows:
         state: State = "failed" if case in troubles else "ok"
         result.lines.append(Line(GROUP, case, "rows/s", good[case], ratios, troubles.get(case, notes[case]), state))
     result.lines.append(Line(GROUP, "dlt", "rows/s", note=why_no_dlt(), state="not measured"))
-    result.lines.append(
-        Line(
-            "data path, wide rows",
-            "all cases",
-            "rows/s",
-            note="the product maps the four columns of an event only; there is no mapping for further columns to measure",
-            state="not measured",
-        )
-    )
 
     result.goals += [
         Goal("one window, narrow, of the limit", "at least", 0.75, "×", paired(good[WINDOW], limit)),
         Goal("one window, narrow, of postgresql()", "at least", 1.3, "×", paired(good[WINDOW], good[FUNCTION])),
-        Goal("one window, wide, of the limit", "at least", 0.5, "×", note="no mapping yet"),
-        Goal("one window, wide, of postgresql()", "at least", 1.3, "×", note="no mapping yet"),
         Goal("through Celery, 2 processes, of one window", "at least", 0.9, "×", paired(good[CELERY], good[WINDOW])),
         Goal("one window, of the row loop", "at least", 8, "×", paired(good[WINDOW], good[LOOP])),
         Goal("one window, of dlt's fastest backend", "at least", 3, "×", note="dlt was not measured"),
