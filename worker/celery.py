@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -171,14 +170,6 @@ def create_app(settings: Settings) -> Celery[Any]:
 
 
 app = create_app(load())
-
-
-@signals.worker_init.connect(weak=False)
-def _load_what_children_share(**_: Any) -> None:
-    # The driver's column code pulls in pandas: more than a second, paid once here instead of by each child's first
-    # insert, and its memory shared.
-    importlib.import_module("clickhouse_driver.columns.numpy.service")
-    importlib.import_module("clickhouse_driver.columns.numpy.datetimecolumn")
 
 
 signals.worker_process_init.connect(_forget_servers, weak=False)

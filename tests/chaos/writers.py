@@ -72,6 +72,7 @@ class Writers:
         self._open = threading.Event()
         self._closing = threading.Event()
         self._busy: dict[str, bool] = {}
+        self._prepared = ""
         self.counts: Counter[str] = Counter()
         acts: dict[str, Callable[[Cursor, random.Random], None]] = {
             **{f"trickler {n}": self._trickle for n in range(tricklers)},
@@ -201,8 +202,16 @@ class Writers:
         self._wait(rng.uniform(2, 6))
 
     def _prepare(self, cursor: Cursor, rng: random.Random) -> None:
+        # Whoever coordinates two phases ends, after a crash, what it left prepared; else nothing is planned any more.
+        if self._prepared:
+            cursor.connection.autocommit = True
+            with suppress(psycopg2.errors.UndefinedObject):
+                cursor.execute("ROLLBACK PREPARED %s", (self._prepared,))
+            cursor.connection.autocommit = False
+            self._prepared = ""
         name = f"brief {rng.getrandbits(48):x}"
         written = self._add(cursor, rng, rng.randint(1, 5))
+        self._prepared = name
         cursor.execute("PREPARE TRANSACTION %s", (name,))
         # The block it was in is over; the session itself has nothing open from here on.
         cursor.connection.commit()
@@ -211,6 +220,7 @@ class Writers:
         try:
             kept = rng.random() < 0.7
             cursor.execute(f"{'COMMIT' if kept else 'ROLLBACK'} PREPARED %s", (name,))
+            self._prepared = ""
             self.counts["rows inserted" if kept else "rows rolled back"] += written
         finally:
             if not cursor.connection.closed:
