@@ -85,7 +85,6 @@ def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
             named("metrics", "build").format(staging=quoted(staging)),
             {
                 "zone": settings.reporting_timezone,
-                "days": tuple(days),
                 "lo": lo,
                 "hi": hi,
                 "first_utc_day": lo.date(),

@@ -65,6 +65,7 @@ def test_a_soak_sees_a_leak_and_no_leak(base: float, count: int, leak: float) ->
     assert not found.flat
 
 
+@pytest.mark.timeout(900)
 def test_forty_faults_lose_no_row_and_double_none() -> None:
     chapters = range(1, len(cut(schedule(SEED, 40), 40)) + 1)
     commands = [["--seed", str(SEED), "--faults", "40", "--chapter", str(number)] for number in chapters]
@@ -77,12 +78,14 @@ def test_forty_faults_lose_no_row_and_double_none() -> None:
     assert (report.rows_lost, report.rows_doubled) == (0, 0)
 
 
+@pytest.mark.timeout(900)
 def test_a_harness_that_misses_a_mutant_would_be_noticed() -> None:
     hunted = hunt.hunt(["unmerged"], seed=SEED, lanes=2, tell=print)
     assert hunt.good(hunted), hunt.text(hunted)
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1800)
 def test_every_mutant_is_caught() -> None:
     hunted = hunt.hunt(list(MUTANTS), seed=SEED, lanes=3, tell=print)
     assert hunt.good(hunted), hunt.text(hunted)

@@ -27,8 +27,8 @@ ORDER BY date_id DESC
 SETTINGS join_use_nulls = 0
 
 -- name: outdated_days
--- Days not marked and yet wrong: published twice at once by workers of which the later died, priced by another model, or built before a version of one of their campaigns arrived,
--- or built by a version that did not keep the hours.
+-- Days not marked and yet wrong: published twice at once by workers of which the later died, priced by another model,
+-- built before a version of one of their campaigns arrived, or built by a version that did not keep the hours.
 SELECT DISTINCT date_id FROM daily_campaign_performance
 WHERE pricing_model != %(pricing_model)s OR empty(impressions_by_hour)
 UNION DISTINCT
@@ -48,50 +48,45 @@ WHERE history.loaded_at >= daily.updated_at AND daily.date_id >= history.first_d
 CREATE TABLE {staging} AS daily_campaign_performance
 
 -- name: build
--- One row per campaign and day. Each event is priced at the bid in force when it happened; a campaign's first known
--- version counts from the beginning of time; an event of an unknown campaign costs nothing.
+-- One row per campaign and day, for days without a gap between them. Each event is priced at the bid in force when it
+-- happened; a campaign's first known version counts from the beginning of time; an event of an unknown campaign costs
+-- nothing. Events are counted first and priced then: only of campaigns whose bid changes within these days is each
+-- moment looked up, of all others the bid at the beginning holds throughout.
 INSERT INTO {staging}
     (date_id, campaign_id, impressions_count, clicks_count, spend_amount, ctr, cpm, cpc, impressions_by_hour,
     clicks_by_hour, pricing_model, updated_at)
 WITH
-    events AS
-    (
-        SELECT toDate32(created_at, %(zone)s) AS date_id, campaign_id, event_type, created_at
-        FROM ad_events FINAL
-        WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
-            AND created_at >= %(lo)s AND created_at < %(hi)s
-            AND toDate32(created_at, %(zone)s) IN %(days)s
-    ),
     bids AS
     (
         SELECT campaign_id, bid_amount,
             if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), valid_from) AS valid_from
         FROM campaign_history FINAL
     ),
-    by_hour AS
+    counted AS
     (
         SELECT
-            events.date_id AS date_id,
-            events.campaign_id AS campaign_id,
-            toHour(events.created_at, %(zone)s) AS hour,
-            countIf(events.event_type = 'impression') AS hour_impressions,
-            countIf(events.event_type = 'click') AS hour_clicks,
-            sumIf(toDecimal128(bids.bid_amount, 5), events.event_type = %(billed)s) AS hour_billed
-        FROM events
-        ASOF LEFT JOIN bids ON bids.campaign_id = events.campaign_id AND events.created_at >= bids.valid_from
-        GROUP BY date_id, campaign_id, hour
+            toDate32(created_at, %(zone)s) AS date_id,
+            campaign_id,
+            if(campaign_id IN (SELECT campaign_id FROM bids WHERE valid_from > %(lo)s AND valid_from < %(hi)s), created_at, %(lo)s) AS priced_at,
+            countResampleIf(0, 24, 1)(toHour(created_at, %(zone)s), event_type = 'impression') AS impressions_of,
+            countResampleIf(0, 24, 1)(toHour(created_at, %(zone)s), event_type = 'click') AS clicks_of
+        FROM ad_events FINAL
+        WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
+            AND created_at >= %(lo)s AND created_at < %(hi)s
+        GROUP BY date_id, campaign_id, priced_at
     ),
     priced AS
     (
         SELECT
-            date_id,
-            campaign_id,
-            sum(hour_impressions) AS impressions,
-            sum(hour_clicks) AS clicks,
-            sum(hour_billed) AS billed,
-            groupArrayInsertAt(toUInt64(0), 24)(hour_impressions, toUInt32(hour)) AS impressions_by_hour,
-            groupArrayInsertAt(toUInt64(0), 24)(hour_clicks, toUInt32(hour)) AS clicks_by_hour
-        FROM by_hour
+            counted.date_id AS date_id,
+            counted.campaign_id AS campaign_id,
+            sumForEach(impressions_of) AS impressions_by_hour,
+            sumForEach(clicks_of) AS clicks_by_hour,
+            arraySum(impressions_by_hour) AS impressions,
+            arraySum(clicks_by_hour) AS clicks,
+            sum(toDecimal128(bids.bid_amount, 5) * arraySum(if(%(billed)s = 'click', clicks_of, impressions_of))) AS billed
+        FROM counted
+        ASOF LEFT JOIN bids ON bids.campaign_id = counted.campaign_id AND counted.priced_at >= bids.valid_from
         GROUP BY date_id, campaign_id
     )
 SELECT

@@ -9,6 +9,7 @@ import structlog
 from worker import pipeline, planner
 from worker.celery import app, servers
 from worker.ledger import Run
+from worker.streams import Stream
 from worker.streams import stream as stream_of
 from worker.tasks import arguments
 from worker.tasks.metrics import rebuild_dirty, settled
@@ -34,14 +35,16 @@ def run(
     here = servers()
     now = here.source.now()
     name = arguments.run_id(run_id) or pipeline.new_run_id(to_micros(now))
+    to_count: list[tuple[Stream, Window]] = []
     if here.ledger.run(name) is None:
         here.ledger.save_run(Run(name, "pipeline", tuple(s.name for s in chosen), update, until=now, started_at=now))
         coverage = planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
-        for stream in chosen:
-            begin = max(ORIGIN, coverage[stream.name].watermark)
-            if stream.kind == "events" and begin < now:
-                here.store.plan_progress(name, stream, 0, here.source.count(stream, Window(begin, now)))
+        begins = {s.name: max(ORIGIN, coverage[s.name].watermark) for s in chosen if s.kind == "events"}
+        to_count = [(s, Window(begins[s.name], now)) for s in chosen if s.name in begins and begins[s.name] < now]
     step.apply_async(kwargs={"run_id": name}, queue="realtime")
+    # For progress bars, and as long as the counting takes another worker hands out the first windows.
+    for stream, window in to_count:
+        here.store.plan_progress(name, stream, 0, here.source.count(stream, window))
     return {"run_id": name, "streams": [stream.name for stream in chosen]}
 
 
