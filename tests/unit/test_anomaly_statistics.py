@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_benjamini_hochberg_by_its_definition(p_values: list[float], rate: float
     assert all(q >= p for p, q in zip(p_values, found, strict=True))
     # In the order of the p-values.
     pairs = sorted(zip(p_values, found, strict=True))
-    assert all(one[1] <= later[1] for one, later in zip(pairs, pairs[1:], strict=False))
+    assert all(one[1] <= later[1] for one, later in pairwise(pairs))
 
 
 def test_pure_chance_is_rarely_reported() -> None:

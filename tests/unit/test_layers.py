@@ -26,7 +26,7 @@ LAYERS: dict[str, int] = {
             "anomalies",
         ),
         3,
-    ),  # fmt: skip
+    ),
     **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo"), 4),
 }
 
