@@ -820,8 +820,9 @@ def _subjects(sink: Sink, settings: Settings, day: date) -> tuple[list[Subject],
     for campaign_id, held in rows.items():
         campaign = campaigns.get(campaign_id, _Campaign(None, None, campaign_id == 0, 0.0, 0.0))
         begun = min(row[1] for row in held)
-        if campaign.start is not None and campaign.start > begun:
-            begun = max(campaign.start, first)
+        # A trial before the flight is no history of it; a campaign that delivers outside its flight has no other.
+        if campaign.start is not None and begun < campaign.start <= day:
+            begun = campaign.start
         size = (day - begun).days
         columns = np.zeros((3, max(size, 0)))
         today: Any = (0, 0, 0.0, [], [])

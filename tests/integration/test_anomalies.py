@@ -332,7 +332,7 @@ def test_the_seed_writes_its_ground_truth(
             one["campaign_id"],
             one["day"],
         )
-        return found
+        return int(found[0]), int(found[1])
 
     by_kind = {one["kind"]: one for one in told}
     assert counts(by_kind["outage"], "impressions")[0] == counts(by_kind["outage"], "clicks")[0] == 0
