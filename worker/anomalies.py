@@ -315,9 +315,13 @@ def _weekday_factors(counts: Floats, weekday: int, usual: Floats) -> Floats:
 
 
 def _robust_scale(values: Floats) -> float:
-    """A standard deviation that a seventh of wild values does not move: the larger of two quantiles' estimates."""
+    """A standard deviation that a seventh of wild values does not move: the larger of two quantiles' estimates.
+
+    Of fewer than 20 values, where two would be a seventh, the median's alone.
+    """
     away = np.abs(values)
-    return float(max(1.4826 * _middle(away, 0.0), np.quantile(away, 0.85) / 1.4395))
+    scale = 1.4826 * _middle(away, 0.0)
+    return max(scale, float(np.quantile(away, 0.85)) / 1.4395) if len(away) >= 20 else scale
 
 
 def _own_spread(adjusted: Floats) -> float | None:
@@ -607,6 +611,8 @@ def _silence(subject: Subject, level: _Level, share: Floats, usual: float) -> _T
             return Finding(subject.campaign_id, SILENCE, 0, level.mean, low, high, p_value, 1.0, every, text)
 
         return _Test(p_value, all_day)
+    if not subject.impressions_shape.days:
+        return _Test(1.0)
     first, last, held = _longest(subject.impressions_by_hour == 0, share)
     spread = _hour_spread(subject.impressions_shape, usual)
     expected = shown * held / (1 - held) if held < 1 else 0.0
@@ -618,7 +624,7 @@ def _silence(subject: Subject, level: _Level, share: Floats, usual: float) -> _T
     def some_hours() -> Finding:
         low, high = plausible(lambda k: gamma_poisson(k, expected, spread), math.ceil(20 * expected + 50))
         text = (
-            f"No impression from {first}:00 to {last + 1}:00, hours in which {expected:,.0f} are expected by the rest of the "
+            f"No impression from {first}:00 to {last}:59, hours in which {expected:,.0f} are expected by the rest of the "
             f"day; {_chance(p_value)}."
         )
         return Finding(

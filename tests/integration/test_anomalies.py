@@ -164,6 +164,36 @@ def test_a_day_judged_again_says_the_same_and_takes_back_what_no_longer_holds(
     assert anomalies.detect(servers.sink, servers.settings, LAST).withdrawn == 0
 
 
+def robots(writer: Connection, campaign: int, day: date, clicks: int) -> None:
+    write(
+        writer,
+        "INSERT INTO clicks (campaign_id, created_at) SELECT %s, %s::timestamptz + interval '3 hours' + n * interval '5 s' "
+        "FROM generate_series(1, %s) AS n",
+        campaign,
+        day,
+        clicks,
+    )
+
+
+def test_earlier_robots_do_not_become_the_profile(servers: Servers, writer: Connection) -> None:
+    ids = campaigns(writer, 6)
+    steady(writer, ids)
+    for back in (3, 8):
+        robots(writer, ids[0], LAST - timedelta(days=back), 500)
+    robots(writer, ids[0], LAST, 40)
+    sync(servers)
+    done = anomalies.detect(servers.sink, servers.settings, LAST)
+    found = {one.kind: one for one in done.found}
+    assert {one.campaign_id for one in done.found} == {ids[0]}
+    assert set(found) == {"ctr up", "bot-like hours", "spend over pace"}
+    assert found["bot-like hours"].hours == (3,)
+    # Of 20 days two are cut to 2 × 1 + 5: (18 × 1 + 2 × 7) / 20. As they were it would be 51.
+    assert (found["bot-like hours"].observed, round(found["bot-like hours"].expected, 1)) == (41, 1.6)
+    # Nor do the days after them look poor.
+    for back in (1, 2):
+        assert anomalies.detect(servers.sink, servers.settings, LAST - timedelta(days=back)).found == ()
+
+
 def causes(servers: Servers, campaign: int, complete_through: datetime | None = None) -> str:
     done = anomalies.detect(servers.sink, servers.settings, LAST, complete_through)
     (told,) = {one.known_causes for one in done.found if one.campaign_id == campaign}
