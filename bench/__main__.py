@@ -16,7 +16,7 @@ RESULTS = Path(__file__).with_name("results.json")
 PATIENCE_SECONDS = 440.0
 """No case is begun later than this after the first, so that everything ends within ten minutes."""
 
-CASES = ("path", "rebuild", "idle", "freshness", "memory", "scaling", "analytics")
+CASES = ("path", "rebuild", "analytics", "idle", "freshness", "memory", "scaling")
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -54,11 +54,11 @@ def measure(stage: Stage, options: Options, chosen: list[str], tell: Callable[[s
     cases: dict[str, Callable[[], Findings]] = {
         "path": lambda: datapath.measure(stage, options, narrow),
         "rebuild": lambda: rebuild.measure(stage, options),
+        "analytics": lambda: analytics.measure(stage, options),
         "idle": lambda: idle.measure(stage, options, narrow),
         "freshness": lambda: freshness.measure(stage, options),
         "memory": lambda: memory.measure(stage, options, narrow),
         "scaling": lambda: scaling.measure(stage, options),
-        "analytics": lambda: analytics.measure(stage, options),
     }
     started = time.monotonic()
     for name in chosen:
