@@ -906,9 +906,9 @@ def _with_causes(
     }
     for campaign_id, valid_from, was_bid, bid, was_budget, budget in sink.named("anomalies", "edits", parameters):
         if bid != was_bid:
-            causes[campaign_id].append(f"bid edit: {was_bid} became {bid} at {_moment(valid_from)}")
+            causes[campaign_id].append(f"bid edit: {was_bid:.2f} became {bid:.2f} at {_moment(valid_from)}")
         if budget != was_budget:
-            causes[campaign_id].append(f"budget edit: {was_budget} became {budget} at {_moment(valid_from)}")
+            causes[campaign_id].append(f"budget edit: {was_budget:,.2f} became {budget:,.2f} at {_moment(valid_from)}")
     for campaign_id, stream, rule, count in sink.named("anomalies", "quarantined", parameters):
         told = f"quarantine: {count:,} of its {stream} of this day could not be loaded ({rule})"
         causes[campaign_id].append(told)

@@ -18,7 +18,7 @@ from seed.cli import seed_group
 from seed.faults import Fault
 from tests.agreement import assert_agreement, sync
 from tests.integration.test_pipeline import campaigns, write
-from worker import anomalies, queries
+from worker import anomalies, metrics, queries
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import BadInput
@@ -270,6 +270,37 @@ def test_an_outage_is_told_by_the_ledger_and_by_the_other_campaigns(servers: Ser
     assert "outage: the window 2026-11-19 03:00 UTC to 2026-11-19 04:00 UTC of impressions failed to load" in told
     assert "outage: 5 of 6 campaigns in flight fell silent or low on this day" in told
     assert "the whole network: the middle campaign stands at 0.00 times its usual volume" in told
+    # Loaded after all, if only in pieces.
+    servers.sink.command(
+        "committing half of it",
+        "INSERT INTO sync_commits (stream, target_uuid, lo, hi, kind, committed_at) "
+        "SELECT stream, target_uuid, lo, lo + toIntervalMinute(30), 'window', noted_at + toIntervalSecond(1) "
+        "FROM sync_attempts",
+    )
+    assert "outage: the window" not in causes(servers, ids[0])
+
+
+def test_edits_and_restatements_are_told(servers: Servers, writer: Connection) -> None:
+    ids = campaigns(writer, 6)
+    write(writer, "UPDATE campaign SET updated_at = '2026-01-01T00:00:00Z'")
+    steady(writer, ids)
+    drop_clicks(writer, ids[0])
+    sync(servers)
+    metrics.note_finality(servers.sink, servers.settings, NOW + timedelta(days=30))
+    # An edit of two days before explains nothing.
+    write(writer, "UPDATE campaign SET bid = 0.5, updated_at = %s WHERE id = %s", LAST - timedelta(days=2), ids[0])
+    sync(servers)
+    at = datetime(2026, 11, 18, 12, tzinfo=UTC)
+    write(writer, "UPDATE campaign SET bid = 0.61, budget = 90, updated_at = %s WHERE id = %s", at, ids[0])
+    write(writer, "INSERT INTO impressions (campaign_id, created_at) VALUES (%s, %s)", ids[0], LAST)
+    sync(servers)
+    told = causes(servers, ids[0]).split(" | ")
+    assert told[:2] == [
+        "bid edit: 0.50 became 0.61 at 2026-11-18 12:00 UTC",
+        "budget edit: 100.00 became 90.00 at 2026-11-18 12:00 UTC",
+    ]
+    assert told[2].startswith("restated: the day was final and changed at ")
+    assert told[2].endswith(" (late rows)")
 
 
 def test_a_spent_budget_and_an_ended_flight(servers: Servers, writer: Connection) -> None:

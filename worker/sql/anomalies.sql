@@ -82,15 +82,23 @@ SELECT campaign_id, toString(kind) FROM metric_anomalies FINAL WHERE date_id = %
 SELECT greatest(now64(6, 'UTC'), max(detected_at) + toIntervalMicrosecond(1)) FROM metric_anomalies WHERE date_id = %(day)s
 
 -- name: failures
--- Windows of rows written on the day that failed and that no commit has covered since.
-SELECT toString(stream), lo, hi, argMax(error, noted_at)
-FROM sync_attempts AS failed
-WHERE outcome = 'failed' AND lo < %(hi)s AND hi > %(lo)s
-    AND target_uuid IN (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events')
-    AND (stream, lo, hi) NOT IN (SELECT stream, lo, hi FROM sync_commits)
-GROUP BY stream, lo, hi
-ORDER BY lo
+-- Windows of rows written on the day that failed, and of which nothing has been loaded since, whole or in pieces.
+SELECT failed.stream, failed.lo, failed.hi, any(failed.cause)
+FROM
+(
+    SELECT toString(stream) AS stream, target_uuid, lo, hi, argMax(error, noted_at) AS cause, max(noted_at) AS at
+    FROM sync_attempts
+    WHERE outcome = 'failed' AND lo < %(hi)s AND hi > %(lo)s
+        AND target_uuid IN (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events')
+    GROUP BY stream, target_uuid, lo, hi
+) AS failed
+LEFT JOIN sync_commits AS commits ON commits.stream = failed.stream AND commits.target_uuid = failed.target_uuid
+GROUP BY failed.stream, failed.lo, failed.hi, failed.at
+HAVING countIf(commits.committed_at >= failed.at AND commits.hi > failed.lo
+    AND (commits.kind = 'checkpoint' OR commits.lo < failed.hi)) = 0
+ORDER BY failed.lo
 LIMIT 5
+SETTINGS join_use_nulls = 0
 
 -- name: edits
 -- Edits that took hold on the day or the day before it.
