@@ -36,6 +36,12 @@ HOUSEKEEPING: dict[str, dict[str, Any]] = {
         "schedule": 60.0,
         "options": {"queue": "maintenance", "expires": EXPIRES},
     },
+    # Four times a day: yesterday is judged within hours wherever the reporting day ends, and late rows are taken in.
+    "anomalies": {
+        "task": "worker.tasks.metrics.detect_anomalies",
+        "schedule": crontab(hour="*/6", minute="40"),
+        "options": {"queue": "maintenance", "expires": EXPIRES},
+    },
 }
 
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from psycopg2.extensions import connection as Connection
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from seed import generate, schema, stats
+from seed import faults, generate, schema, stats
 from seed.connection import connect, server, server_time
 from seed.generate import Added
 from worker import config
@@ -84,6 +85,20 @@ def main(args: list[str] | None = None) -> None:
 @click.option("--ctr", default=0.1, show_default=True, help="Clicks as a ratio of impressions, 0 to 1.")
 @backdated_days
 @batch_rows
+@click.option("--faults", metavar="KINDS", help=f"Faults to work in, by comma: {', '.join(faults.KINDS)}.")
+@click.option("--faults-each", type=click.IntRange(min=1), default=1, show_default=True, help="Faults of each kind.")
+@click.option(
+    "--truth",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write the faults to this file, as JSON. Default: they are printed.",
+)
+@click.option(
+    "--edits-after",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds until bids are edited: a pipeline that has not read the campaigns by then never sees the bids before.",
+)
 @seed_number
 @anchor
 @as_json
@@ -94,11 +109,16 @@ def batch_command(
     ctr: float,
     days: int,
     batch_rows: int,
+    faults: str | None,
+    faults_each: int,
+    truth: Path | None,
+    edits_after: float,
     seed_number: int | None,
     anchor: str | None,
     as_json: bool,
 ) -> None:
-    """Add advertisers with campaigns, impressions and clicks."""
+    """Add advertisers with campaigns, impressions and clicks, and faults for a detector to find."""
+    kinds = [kind.strip() for kind in faults.split(",") if kind.strip()] if faults else []
     with _source() as conn, _bar("Impressions") as on_progress:
         added = generate.batch(
             conn,
@@ -111,8 +131,28 @@ def batch_command(
             rng=_rng(seed_number),
             now=_now(conn, anchor),
             on_progress=on_progress,
+            fault_kinds=kinds,
+            faults_each=faults_each,
+            before_edits=lambda: time.sleep(edits_after),
         )
+    if truth is not None:
+        _write_truth(truth, added)
     _show_added(added, as_json)
+    if truth is None and not as_json:
+        for fault in added.faults:
+            hours = f"{fault.hours[0]}:00 to {fault.hours[-1]}:59"
+            click.echo(
+                f"Fault: {fault.kind}, campaign {fault.campaign_id}, {fault.day} {hours} UTC, {fault.effect:.1f} ×."
+            )
+
+
+def _write_truth(path: Path, added: Added) -> None:
+    try:
+        path.write_text(json.dumps([fault.as_json() for fault in added.faults], indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RetailMediaError(
+            f"The faults are in the source, but {path} cannot be written: {error.strerror}."
+        ) from None
 
 
 @seed_group.command(name="advertisers")
@@ -376,7 +416,10 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def _show_added(added: Added, as_json: bool) -> None:
     if as_json:
-        _print_json(dataclasses.asdict(added))
+        content = dataclasses.asdict(added) | {"faults": [fault.as_json() for fault in added.faults]}
+        if not added.faults:
+            del content["faults"]
+        _print_json(content)
         return
     parts = [
         _counted("advertiser", added.advertiser_ids),

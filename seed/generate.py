@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from seed import flights, loader, model, names
+from seed import faults, flights, loader, model, names
 from seed.connection import transaction
 from seed.flights import Plan
 from seed.model import Floats, Int64s, Rhythm
@@ -53,6 +53,7 @@ class Added:
     campaign_ids: tuple[int, ...] = ()
     impressions: int = 0
     clicks: int = 0
+    faults: tuple[faults.Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +207,16 @@ def batch(
     days: int = BACKDATED_DAYS,
     batch_rows: int = BATCH_ROWS,
     on_progress: Progress | None = None,
+    fault_kinds: Sequence[str] = (),
+    faults_each: int = 1,
+    before_edits: Callable[[], object] | None = None,
 ) -> Added:
     """Adds advertisers, `campaigns` for each, `impressions` for each campaign, and clicks on `ctr` of those.
 
     The campaigns run throughout the last `days` days, over which their impressions are spread by the day and week
-    rhythm. Counts are exact; clicks are rounded to whole ones per campaign.
+    rhythm. Counts are exact; clicks are rounded to whole ones per campaign. Of each of `fault_kinds`, `faults_each`
+    faults are worked in, and told in the result; then counts are what the faults make of them. `before_edits` is called
+    when everything but the faults' bid edits is committed: whoever reads the source now sees the bids of before.
     """
     _check_whole("advertisers", advertisers)
     _check_whole("campaigns", campaigns)
@@ -229,6 +235,11 @@ def batch(
         owned = [owner for owner in owners.items() for _ in range(campaigns)]
         planned = flights.plans(rng, calendar, owned, [impressions * ctr / days] * count)
         _write_campaigns(cursor, ids, planned, now)
+        injected = faults.plan(rng, fault_kinds, faults_each, ids, traffic)
+        edited = injected.edits()
+        if edited:
+            # A version without a time of its own would hold from when it is first read, and no edit before that.
+            cursor.execute(statement("date_campaigns"), {"ids": [edit.campaign_id for edit in edited]})
     shown, clicked = _deliver(
         conn,
         ids=np.array(ids, dtype=np.int64),
@@ -240,8 +251,18 @@ def batch(
         now=now,
         batch_rows=batch_rows,
         on_progress=on_progress,
+        injected=injected,
     )
-    return Added(tuple(owners), tuple(ids), shown, clicked)
+    for robots, clicked_at in injected.robots(rng):
+        with transaction(conn) as cursor:
+            clicked += loader.copy_events(cursor, "clicks", robots, clicked_at)
+    if edited and before_edits:
+        before_edits()
+    for edit in edited:
+        with transaction(conn) as cursor:
+            values = {"campaign_id": edit.campaign_id, "factor": edit.factor, "at": edit.begins}
+            cursor.execute(statement("edit_bid"), values)
+    return Added(tuple(owners), tuple(ids), shown, clicked, injected.ledger())
 
 
 def history(
@@ -485,10 +506,12 @@ def _deliver(
     now: datetime,
     batch_rows: int,
     on_progress: Progress | None,
+    injected: faults.Injection | None = None,
 ) -> tuple[int, int]:
     """Writes `per_campaign` impressions of each campaign and clicks on `ratio` of them; returns both counts.
 
-    `shares` are, per campaign, the bounds within `traffic` between which its impressions lie.
+    `shares` are, per campaign, the bounds within `traffic` between which its impressions lie. What `injected` makes of
+    the events is what is written.
     """
     _check_whole("batch_rows", batch_rows, least=1)
     end = model.microseconds(now)
@@ -503,12 +526,15 @@ def _deliver(
         # are drawn independently of the ordinal, so no hour is favoured.
         hit = np.floor((ordinal + 1) * ratio + 0.5) > np.floor(ordinal * ratio + 0.5)
         clicked_at = model.clicks_until(rng, shown_at[hit], end)
+        showing, clicking = (ids[campaign], shown_at), (ids[campaign[hit]], clicked_at)
+        if injected:
+            showing = injected.bent("impressions", *showing)
+            clicking = injected.bent("clicks", *clicking)
         with transaction(conn) as cursor:
-            loader.copy_events(cursor, "impressions", ids[campaign], shown_at)
-            loader.copy_events(cursor, "clicks", ids[campaign[hit]], clicked_at)
-        shown, clicked = shown + len(row), clicked + len(clicked_at)
+            shown += loader.copy_events(cursor, "impressions", *showing)
+            clicked += loader.copy_events(cursor, "clicks", *clicking)
         if on_progress:
-            on_progress(shown, total)
+            on_progress(first + len(row), total)
     return shown, clicked
 
 

@@ -23,7 +23,7 @@ import click
 
 from embedded import process
 from embedded.process import StackError
-from worker import config, doctor, local, logs, migrate, planner, queries, screens, standing, streams
+from worker import anomalies, config, doctor, local, logs, migrate, planner, queries, screens, standing, streams
 from worker.config import Settings
 from worker.errors import (
     BadInput,
@@ -320,6 +320,41 @@ def restatements_command(day: str | None, campaign: int | None, limit: int, form
     if campaign is not None:
         parameters["campaign_id"] = str(campaign)
     _answer(queries.find("restatements"), parameters, "json" if as_json else form)
+
+
+@cli.command("anomalies")
+@click.option("--day", metavar="DAY", help="Only this day, as 2026-11-10.")
+@click.option("--campaign", type=int, help="Only this campaign; 0 is events without one.")
+@click.option("--detect", is_flag=True, help="Judge the day, or the last whole days, anew before showing.")
+@row_limit
+@as_json
+@debuggable
+def anomalies_command(day: str | None, campaign: int | None, detect: bool, limit: int, as_json: bool) -> None:
+    """Show campaign-days out of the ordinary: what was expected, how unlikely, and what could explain it."""
+    settings = _settings()
+    parameters = {"limit": str(limit)}
+    if day is not None:
+        parameters |= {"first_day": day, "last_day": day}
+    if campaign is not None:
+        parameters["campaign_id"] = str(campaign)
+    if detect:
+        with _servers(settings) as here:
+            now = here.ledger.now()
+            days = anomalies.days_to_judge(here.sink, settings, now)
+            if day is not None:
+                days = [anomalies.whole_day(settings, day, now)]
+            complete = standing.complete_through(here.source, here.ledger, streams.EVENT_STREAMS)
+            for one in days:
+                anomalies.detect(here.sink, settings, one, complete)
+    else:
+        _ping_sink(settings)
+    with Sink(settings) as sink:
+        migrate.require_current(sink, settings)
+        answer = queries.run(sink, queries.find("anomalies"), parameters)
+    if as_json:
+        screens.answer(answer, "json")
+    else:
+        screens.anomalies(answer)
 
 
 @cli.command("doctor")

@@ -73,6 +73,13 @@ class Settings(BaseSettings):
         120, ge=0, description="Hours after a day's end until it is final; a later change is a restatement."
     )
 
+    # Anomalies
+    anomaly_false_discovery_rate: float = Field(
+        0.05, gt=0, lt=1, description="Share of reported anomalies that may be chance's, over many runs."
+    )
+    anomaly_history_days: int = Field(42, ge=14, description="Days before a day that it is measured against.")
+    anomaly_days: int = Field(7, ge=1, description="Whole days up to now that each run of the detector judges anew.")
+
     # Windows
     window_rows: int = Field(500_000, ge=1, description="Rows a window aims to hold.")
     window_limit: int = Field(64, ge=1, description="Windows one planning tick may hand out per stream.")

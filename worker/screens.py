@@ -609,6 +609,22 @@ def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table
     return table(heads, [[cell(columns[place], row[place]) for place in kept] for row in rows], give=names)
 
 
+def anomalies(found: Answer) -> None:
+    """Anomalies for people: what and where in one line, then what was expected and what could explain it."""
+    out = console()
+    if not found.rows:
+        say("No anomaly stands for these days and campaigns.")
+        return
+    for row in found.rows:
+        one = dict(zip(found.columns, row, strict=True))
+        who = clean(one["campaign_name"]) + (f" ({one['campaign_id']})" if one["campaign_id"] else "")
+        out.print()
+        tell(out, Text(f"{one['date_id']}  {one['kind']}  {who}", style="bold"))
+        tell(out, Text(f"  {clean(one['explanation'])}"))
+        for cause in one["known_causes"]:
+            tell(out, Text(f"  Could explain it: {clean(cause)}.", style="yellow"))
+
+
 def query_list(found: Sequence[Query]) -> None:
     """The queries there are, with what they take."""
     out = console()

@@ -49,4 +49,4 @@ FROM
 )
 ORDER BY spend DESC, impressions DESC, ifNull(advertiser_id, 0)
 LIMIT {limit:UInt32}
-SETTINGS join_use_nulls = 1
+SETTINGS join_use_nulls = 1, optimize_move_to_prewhere = 0

@@ -4,7 +4,7 @@
 -- Example: retailmedia query anomalies --param first_day=2026-11-01 --param kind=silence
 SET param_first_day = '1970-01-01'; -- first reporting day that counts
 SET param_last_day = '2299-12-31'; -- last reporting day that counts
-SET param_campaign_id = '0'; -- the one campaign to show, 0 for all
+SET param_campaign_id = '-1'; -- the one campaign to show, -1 for all
 SET param_kind = ''; -- the one kind to show, empty for all
 SET param_limit = '1000'; -- rows to show at most
 SELECT
@@ -26,7 +26,7 @@ FROM metric_anomalies AS found FINAL
 LEFT JOIN campaign_dimension AS campaign ON campaign.campaign_id = found.campaign_id
 WHERE NOT found.is_withdrawn
     AND found.date_id BETWEEN {first_day:Date32} AND {last_day:Date32}
-    AND ({campaign_id:Int64} = 0 OR found.campaign_id = {campaign_id:Int64})
+    AND ({campaign_id:Int64} = -1 OR found.campaign_id = {campaign_id:Int64})
     AND ({kind:String} = '' OR found.kind = {kind:String})
 ORDER BY date_id DESC, q_value, campaign_id, kind
 LIMIT {limit:UInt32}

@@ -66,4 +66,4 @@ FROM
 )
 ORDER BY ifNull(abs(pacing_index - 1), -1) DESC, spend DESC, campaign_id
 LIMIT {limit:UInt32}
-SETTINGS join_use_nulls = 1
+SETTINGS join_use_nulls = 1, optimize_move_to_prewhere = 0

@@ -46,4 +46,4 @@ LEFT JOIN
 ) AS delivery ON delivery.campaign_id = campaign.campaign_id
 GROUP BY flight
 ORDER BY min(campaign.days)
-SETTINGS join_use_nulls = 0
+SETTINGS join_use_nulls = 0, optimize_move_to_prewhere = 0

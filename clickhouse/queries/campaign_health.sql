@@ -53,4 +53,4 @@ LEFT JOIN
 ) AS delivery ON delivery.campaign_id = campaign.campaign_id
 ORDER BY health = 'well', spend DESC, campaign_id
 LIMIT {limit:UInt32}
-SETTINGS join_use_nulls = 1
+SETTINGS join_use_nulls = 1, optimize_move_to_prewhere = 0

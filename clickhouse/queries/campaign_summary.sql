@@ -31,4 +31,4 @@ FROM
 LEFT JOIN campaign_dimension AS campaign ON campaign.campaign_id = daily.campaign_id
 ORDER BY spend DESC, impressions DESC, campaign_id
 LIMIT {limit:UInt32}
-SETTINGS join_use_nulls = 1
+SETTINGS join_use_nulls = 1, optimize_move_to_prewhere = 0

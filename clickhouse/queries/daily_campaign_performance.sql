@@ -27,4 +27,4 @@ FROM
 ) AS daily
 LEFT JOIN campaign_dimension AS campaign ON campaign.campaign_id = daily.campaign_id
 ORDER BY date_id DESC, spend DESC, impressions DESC, campaign_id
-SETTINGS join_use_nulls = 1
+SETTINGS join_use_nulls = 1, optimize_move_to_prewhere = 0

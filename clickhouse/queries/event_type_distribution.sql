@@ -15,3 +15,4 @@ FROM
     GROUP BY event_type
 )
 ORDER BY event_type DESC
+SETTINGS optimize_move_to_prewhere = 0

@@ -23,3 +23,4 @@ ARRAY JOIN
     all_clicks AS clicks,
     arrayEnumerate(all_impressions) AS position
 ORDER BY hour
+SETTINGS optimize_move_to_prewhere = 0

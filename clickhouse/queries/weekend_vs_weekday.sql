@@ -31,3 +31,4 @@ FROM
     GROUP BY is_weekend
 )
 ORDER BY part_of_week
+SETTINGS optimize_move_to_prewhere = 0

@@ -7,6 +7,7 @@ impressions times bid, CPM as spend per thousand impressions, plain division, an
 from __future__ import annotations
 
 import math
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.queries.cases import fill
-from worker import metrics, queries
+from worker import anomalies, metrics, queries
 from worker.config import Settings
 from worker.sink import Sink
 
@@ -155,3 +156,22 @@ def test_9_advertisers(loaded: Sink) -> None:
     (acme,) = ask(loaded, "advertiser_performance")
     assert (acme["advertiser_name"], acme["campaigns"], acme["impressions"], acme["clicks"]) == ("Acme", 2, 100, 3)
     assert (acme["spend"], acme["ctr"]) == (Decimal("6.50"), 0.03)
+
+
+def test_10_days_of_unusual_ctr(sink: Sink, settings: Settings, tmp_path: Path) -> None:
+    days = [f"2026-10-{day:02d}" for day in range(10, 31)]
+    clicks = [8] * 20 + [60]
+    (tmp_path / "campaigns.csv").write_text(CAMPAIGNS)
+    rows = [f"{day}T10:00:00Z,1,2000,{count}\n" for day, count in zip(days, clicks, strict=True)]
+    (tmp_path / "events.csv").write_text("at,campaign_id,impressions,clicks\n" + "".join(rows))
+    fill(sink, settings, tmp_path)
+    ctrs = np.array(clicks) / 2000
+    assert not (np.abs(ctrs - ctrs.mean()) > 0.1).any()
+    # Not even where every click is lost, or the day has 25 times its clicks.
+    assert (0.1 - np.abs(np.array([0.0, 0.1]) - ctrs.mean()) > 0).all()
+    for day in days[7:]:
+        anomalies.detect(sink, settings, date.fromisoformat(day))
+    (found,) = ask(sink, "ctr_anomalies")
+    assert (str(found["date_id"]), found["campaign_id"], found["kind"]) == ("2026-10-30", 1, "ctr up")
+    assert (found["observed"], round(found["expected"], 4)) == (0.03, 0.004)
+    assert found["expected_high"] < 0.01

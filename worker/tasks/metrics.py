@@ -1,12 +1,16 @@
-"""The callback that follows windows, also called by every tick: watermarks, then the metrics of days that changed."""
+"""The callback that follows windows, also called by every tick: watermarks, then the metrics of days that changed.
+
+And what looks at those metrics afterwards.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
 
-from worker import metrics, planner
+from worker import anomalies, metrics, planner, standing
 from worker.celery import Servers, app, servers
+from worker.streams import EVENT_STREAMS
 from worker.tasks import arguments
 from worker.windows import ORIGIN
 
@@ -25,6 +29,23 @@ def advance(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any]:
     here = servers()
     planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
     return {"days": rebuild_dirty(here, reprice=any(stream.kind == "dimension" for stream in chosen))}
+
+
+@app.task
+def detect_anomalies(day: str | None = None, **unknown: Any) -> dict[str, Any]:
+    """Judges the last whole days anew, or the one day named, as 2026-11-10. Idempotent."""
+    arguments.no_others("detect_anomalies", "day", unknown)
+    here = servers()
+    now = here.ledger.now()
+    days = [anomalies.whole_day(here.settings, day, now)] if day is not None else []
+    days = days or anomalies.days_to_judge(here.sink, here.settings, now)
+    complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)
+    done = [anomalies.detect(here.sink, here.settings, one, complete) for one in days]
+    return {
+        "days": len(done),
+        "found": sum(len(one.found) for one in done),
+        "withdrawn": sum(one.withdrawn for one in done),
+    }
 
 
 def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = False) -> int:
