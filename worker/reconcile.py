@@ -10,6 +10,7 @@ defect. Ids are bisected, not campaigns: a row whose campaign is wrong stands in
 from __future__ import annotations
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from datetime import date, datetime, timedelta
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import structlog
 
-from worker.columns import EARLIEST, LATEST
+from worker.columns import EARLIEST, LATEST, Column
 from worker.config import Settings
 from worker.errors import BadInput
 from worker.ledger import Ledger
@@ -44,6 +46,9 @@ QUARTERS_TO_1970 = 2_454_432
 
 RANGE_BITS, PIECE_BITS = 12, 6
 """Ids of a range, and of a piece of one, as powers of two."""
+
+SEARCHED = 200_000
+"""Suspects looked for at most: many are only rows updated meanwhile, which the limit on mending must not count."""
 
 AT_ONCE = 2000
 """Ranges named in one statement."""
@@ -231,7 +236,7 @@ def reconcile(
         ours = compared.ours("quarters", "adding up events")
         theirs = compared.theirs("quarters", "adding up events")
         places = differing(ours, theirs)
-        suspects, complete = _suspects(compared, places, limit) if places else ([], True)
+        suspects, complete = _suspects(compared, places) if places else ([], True)
     suspects += _repeated(sink, stream, within, limit)
     defects = _judged(source, sink, ledger, settings, stream, sorted(set(suspects)), horizon, set(held))
     asked = {quarter_start(place).astimezone(zone).date() for place in places}
@@ -285,7 +290,7 @@ def _inside(defect: Defect, within: Window) -> bool:
     return any(time is not None and within.lo <= from_micros(time) < within.hi for time in times)
 
 
-def _suspects(compared: _Comparison, places: Sequence[int], limit: int) -> tuple[list[int], bool]:
+def _suspects(compared: _Comparison, places: Sequence[int]) -> tuple[list[int], bool]:
     """Ids of events that differ in these quarters, and whether all were looked for, in the open snapshot."""
     edges = [quarter_start(place) for place in (places[0], places[-1] + 1)]
     # Only where the quarters lie is read.
@@ -298,8 +303,8 @@ def _suspects(compared: _Comparison, places: Sequence[int], limit: int) -> tuple
         pieces = _pieces(compared, some)
         for few in chunks(pieces, AT_ONCE):
             suspects += _differing_events(compared, few)
-            if len(suspects) > limit:
-                # More than may be mended: what they are is known well enough.
+            if len(suspects) > SEARCHED:
+                # What ails the stream is known well enough by now; a replay mends it.
                 return suspects, False
     return suspects, True
 
@@ -457,26 +462,29 @@ def mendable(stream: Stream, defect: Defect) -> bool:
 
 def write(sink: Sink, stream: Stream, defects: Sequence[Defect]) -> None:
     """Writes what the source holds, or a tombstone where it holds nothing, so that it outranks what is stored."""
-    columns = ("event_type", "event_id", "campaign_id", "created_at", "inserted_at", "_version", "_deleted")
-    rows = []
-    for defect in defects:
-        event = defect.source or defect.target
-        if event is None:
-            continue
-        gone = defect.source is None
-        time = ORIGIN if gone or event.created_at is None else from_micros(event.created_at)
-        rows.append(
-            (
-                stream.event_type,
-                defect.event_id,
-                0 if gone else event.campaign_id,
-                time,
-                from_micros(event.inserted_at),
-                defect.version,
-                int(gone),
-            )
-        )
-    sink.insert_rows(EVENTS_TABLE, columns, rows)
+    rows = [(defect, defect.source or defect.target) for defect in defects]
+    events = [(defect, event) for defect, event in rows if event is not None]
+    if not events:
+        return
+
+    def column(kind: str, values: Iterable[int], dtype: Any) -> Column:
+        return Column(kind, np.fromiter(values, dtype, len(events)))
+
+    gone = [defect.source is None for defect, _ in events]
+    columns = {
+        "event_type": column("Enum8", (stream.event_code for _ in events), np.int8),
+        "event_id": column("Int64", (defect.event_id for defect, _ in events), np.int64),
+        "campaign_id": column(
+            "Int64", (0 if dead else e.campaign_id for dead, (_, e) in zip(gone, events, strict=True)), np.int64
+        ),
+        "created_at": column(
+            "DateTime64(6)", (0 if dead else e.created_at or 0 for dead, (_, e) in zip(gone, events, strict=True)), np.int64
+        ),
+        "inserted_at": column("DateTime64(6)", (event.inserted_at for _, event in events), np.int64),
+        "_version": column("UInt64", (defect.version for defect, _ in events), np.uint64),
+        "_deleted": column("UInt8", gone, np.uint8),
+    }
+    sink.insert_columns(EVENTS_TABLE, columns, token=f"reconcile/{secrets.token_hex(16)}")
 
 
 def _day_results(
