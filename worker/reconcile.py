@@ -249,9 +249,7 @@ def reconcile(
         _save(ledger, stream, run_id, horizon, results, defects, zone, state="mending")
         defects = _mended(source, sink, ledger, settings, stream, defects, horizon, set(held), rebuild)
         results = _day_results(ours, theirs, defects, zone, complete=complete, doubtful=asked)
-    result = Result(
-        stream, horizon, tuple(results), tuple(defects), complete, heal and too_many, frozenset(rebuild)
-    )
+    result = Result(stream, horizon, tuple(results), tuple(defects), complete, heal and too_many, frozenset(rebuild))
     if not rebuild:
         _save(ledger, stream, run_id, horizon, results, defects, zone)
     log.info("reconciled", stream=stream.name, days=len(results), defects=len(defects), agrees=result.agrees)
@@ -384,9 +382,7 @@ def _judged(
     return defects
 
 
-def target_state(
-    sink: Sink, stream: Stream, ids: Sequence[int]
-) -> tuple[dict[int, tuple[int, int]], dict[int, Event]]:
+def target_state(sink: Sink, stream: Stream, ids: Sequence[int]) -> tuple[dict[int, tuple[int, int]], dict[int, Event]]:
     """Of these events in ClickHouse, the newest stored version with how often it is stored, and what readers see."""
     parameters = {
         "event_type": stream.event_type,
@@ -410,9 +406,7 @@ def source_state(source: Source, stream: Stream, ids: Sequence[int]) -> dict[int
     return {event_id: Event(*row) for event_id, *row in rows}
 
 
-def verdict(
-    source: Event | None, target: Event | None, copies: int, horizon: datetime, *, held: bool
-) -> Cause | None:
+def verdict(source: Event | None, target: Event | None, copies: int, horizon: datetime, *, held: bool) -> Cause | None:
     """Why these two differ, or None where they agree or only something on its way keeps them apart.
 
     `source` was read after `target`. `copies` is how often the newest stored version is stored.
@@ -478,7 +472,9 @@ def write(sink: Sink, stream: Stream, defects: Sequence[Defect]) -> None:
             "Int64", (0 if dead else e.campaign_id for dead, (_, e) in zip(gone, events, strict=True)), np.int64
         ),
         "created_at": column(
-            "DateTime64(6)", (0 if dead else e.created_at or 0 for dead, (_, e) in zip(gone, events, strict=True)), np.int64
+            "DateTime64(6)",
+            (0 if dead else e.created_at or 0 for dead, (_, e) in zip(gone, events, strict=True)),
+            np.int64,
         ),
         "inserted_at": column("DateTime64(6)", (event.inserted_at for _, event in events), np.int64),
         "_version": column("UInt64", (defect.version for defect, _ in events), np.uint64),

@@ -80,7 +80,9 @@ def loaded_part(ledger: Ledger, stream: Stream, window: Window) -> Window:
     """The part of the window that was loaded before. Raises `BadInput` where none was: that is the pipeline's work."""
     watermark = ledger.coverage([stream], ledger.live([stream]))[stream.name].watermark
     if watermark <= max(window.lo, ORIGIN):
-        raise BadInput(f"{stream.name} is loaded through {watermark.isoformat()}; there is nothing to replay after that.")
+        raise BadInput(
+            f"{stream.name} is loaded through {watermark.isoformat()}; there is nothing to replay after that."
+        )
     return Window(window.lo, min(window.hi, watermark))
 
 
@@ -101,9 +103,7 @@ def prepared(
         parameters = {"event_type": stream.event_type, "lo": window.lo, "hi": window.hi}
         sink.command("comparing a replay", named("replay", "plan").format(**tables), parameters, retry=False)
         gone, version = _gone(source, sink, ledger, settings, stream, plan)
-        counted: dict[str, int] = dict(
-            sink.query("counting differences", named("replay", "causes").format(**tables))
-        )
+        counted: dict[str, int] = dict(sink.query("counting differences", named("replay", "causes").format(**tables)))
         read = sink.query("counting rows", f"SELECT count() FROM {tables['shadow']} FINAL")[0][0]  # noqa: S608
         found = Replay(
             stream,
@@ -217,5 +217,3 @@ def unfinished_days(sink: Sink) -> list[date]:
 def finish_unfinished(sink: Sink) -> None:
     """Closes those; call it once their metrics are rebuilt."""
     sink.command("closing replays", named("replay", "finish_unfinished"), retry=False)
-
-

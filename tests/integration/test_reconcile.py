@@ -197,7 +197,7 @@ def test_both_databases_mix_alike(servers: Servers, writer: Connection) -> None:
         for created in ("1900-01-02T00:00:00Z", "1969-12-31T23:59:59.999999Z", "2299-12-29T23:59:59.999999Z")
     ]
     # An id of its own for each, on both sides of every edge.
-    values = [(event_id + number % 30 - 15, *rest) for number, (event_id, *rest) in enumerate(edges)]
+    values = [(edge[0] + number % 30 - 15, edge[1], edge[2]) for number, edge in enumerate(edges)]
     write(writer, "ALTER TABLE impressions DROP CONSTRAINT impressions_campaign_id_fkey")
     for value in values:
         write(writer, "INSERT INTO impressions (id, campaign_id, created_at) VALUES (%s, %s, %s)", *value)
@@ -224,7 +224,9 @@ def test_values_that_change_places_are_seen(servers: Servers, writer: Connection
     fill(writer)
     sync(servers)
     # Counts and sums of every column stay as they are.
-    one, other = write(writer, "SELECT id, campaign_id FROM impressions WHERE campaign_id IN (1, 2) ORDER BY id LIMIT 2")
+    one, other = write(
+        writer, "SELECT id, campaign_id FROM impressions WHERE campaign_id IN (1, 2) ORDER BY id LIMIT 2"
+    )
     assert one[1] != other[1]
     silently(writer, "UPDATE impressions SET campaign_id = %s WHERE id = %s", other[1], one[0])
     silently(writer, "UPDATE impressions SET campaign_id = %s WHERE id = %s", one[1], other[0])

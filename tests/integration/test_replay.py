@@ -57,7 +57,8 @@ def test_what_differs_is_shown_and_then_brought_over(servers: Servers, writer: C
     assert not metrics.dirty_days(servers.sink)
     assert all(compare(servers, stream, heal=False).agrees for stream in EVENT_STREAMS)
     rows = servers.sink.query(
-        "reading", "SELECT stream, toString(state), missing, extra, stale FROM replays WHERE missing > 0 ORDER BY noted_at"
+        "reading",
+        "SELECT stream, toString(state), missing, extra, stale FROM replays WHERE missing > 0 ORDER BY noted_at",
     )
     assert rows == [
         (stream, state, 1, 1, 2)
@@ -125,7 +126,9 @@ def test_what_ticks_load_meanwhile_wins(servers: Servers, writer: Connection, mo
             write(writer, "UPDATE impressions SET campaign_id = 4 WHERE id BETWEEN 1 AND 20")
             write(writer, "DELETE FROM impressions WHERE id BETWEEN 30 AND 40")
             sync(other)
-            write(writer, "UPDATE impressions SET created_at = created_at + interval '2 days' WHERE id BETWEEN 10 AND 25")
+            write(
+                writer, "UPDATE impressions SET created_at = created_at + interval '2 days' WHERE id BETWEEN 10 AND 25"
+            )
 
     monkeypatch.setattr(replay, "_pieces", pieces)
     try:

@@ -13,7 +13,20 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient"), 1),
     **dict.fromkeys(("source", "sink", "watermarks", "ledger"), 2),
     **dict.fromkeys(
-        ("pipeline", "planner", "metrics", "quality", "reconcile", "replay", "seals", "migrate", "refresh", "queries", "standing"), 3
+        (
+            "pipeline",
+            "planner",
+            "metrics",
+            "quality",
+            "reconcile",
+            "replay",
+            "seals",
+            "migrate",
+            "refresh",
+            "queries",
+            "standing",
+        ),
+        3,
     ),
     **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo"), 4),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,7 @@ import structlog
 from worker import metrics, pipeline, reconcile, replay
 from worker.celery import Servers, app, servers
 from worker.errors import BadInput
+from worker.ledger import Ledger
 from worker.reconcile import Result
 from worker.replay import Replay
 from worker.streams import EVENT_STREAMS, Stream
@@ -51,13 +52,21 @@ def _take_up_unfinished(here: Servers) -> None:
         log.warning("reconcile.taken_up", days=len(days))
 
 
+class _Aside(Ledger):
+    """The ledger for rows loaded into a table nobody reads: no day changes by them."""
+
+    def mark_days(self, days: Iterable[date]) -> None:
+        """Marks none."""
+
+
 def replay_window(here: Servers, stream: Stream, window: Window, *, dry_run: bool) -> Replay:
     """Reads a window of a stream again; unless `dry_run`, brings over what differs and rebuilds the days it touches."""
     run_id = pipeline.new_run_id(to_micros(here.source.now()))
+    aside = _Aside(here.sink)
 
     def load(stream: Stream, piece: Window, table: str, uuid: UUID) -> None:
         pipeline.load_window(
-            here.source, here.sink, here.ledger, here.settings, stream, piece, table=table, uuid=uuid, run_id=run_id
+            here.source, here.sink, aside, here.settings, stream, piece, table=table, uuid=uuid, run_id=run_id
         )
 
     with replay.prepared(here.source, here.sink, here.ledger, here.settings, stream, window, load) as ready:
