@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from importlib.metadata import version
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -30,6 +32,7 @@ log = structlog.get_logger()
 DAYS_AT_ONCE = 93
 """Days sealed in one call; both sides are read once for all of them."""
 
+PROGRAM = Path(__file__).parent
 MODULUS = 2**64
 QUARTER_MICROS = 900_000_000
 QUARTERS_TO_1970 = 2_454_432
@@ -141,9 +144,14 @@ class _Look:
     target: dict[tuple[date, str], Content]
 
 
+@cache
 def code_version() -> str:
-    """The version of this program."""
-    return version("retailmedia-sync")
+    """What names this program: a digest of its code and statements, the same wherever they are the same."""
+    digest = sha256()
+    for path in sorted(path for path in PROGRAM.rglob("*") if path.suffix in {".py", ".sql"}):
+        digest.update(f"{path.relative_to(PROGRAM).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def by_day(quarters: Iterable[Sequence[Any]], zone: ZoneInfo) -> dict[date, Content]:
@@ -158,10 +166,10 @@ def by_day(quarters: Iterable[Sequence[Any]], zone: ZoneInfo) -> dict[date, Cont
 def _look(
     source: Source, sink: Sink, ledger: Ledger, settings: Settings, days: Sequence[date], zone: ZoneInfo
 ) -> _Look:
-    """Both sides' events of these days, below the lowest watermark."""
+    """Both sides' events of these days, each stream's below its watermark."""
     targets = ledger.live(EVENT_STREAMS)
     coverage = ledger.coverage(EVENT_STREAMS, targets)
-    through = min(coverage[stream.name].watermark for stream in EVENT_STREAMS)
+    watermarks = {stream.name: coverage[stream.name].watermark for stream in EVENT_STREAMS}
     bounds = {"lo": day_bounds(min(days), zone).lo, "hi": day_bounds(max(days), zone).hi}
     ours: dict[tuple[date, str], Content] = {}
     theirs: dict[tuple[date, str], Content] = {}
@@ -171,7 +179,7 @@ def _look(
         for stream in EVENT_STREAMS:
             parameters = {
                 **bounds,
-                "horizon": through,
+                "horizon": watermarks[stream.name],
                 "event_type": stream.event_type,
                 "held": _held(sink, stream),
             }
@@ -185,7 +193,7 @@ def _look(
             )
             rows = sink.query("adding up a day", statement, parameters)
             theirs.update({(day, stream.name): content for day, content in by_day(rows, zone).items()})
-    return _Look(snapshot, number, through, ours, theirs)
+    return _Look(snapshot, number, min(watermarks.values()), ours, theirs)
 
 
 def _held(sink: Sink, stream: Stream) -> list[int]:

@@ -19,7 +19,7 @@ CREATE TABLE IF NOT EXISTS day_seals
     source_timeline    UInt32,
     source_snapshot    UInt64 COMMENT 'version of the snapshot PostgreSQL was read in',
     complete_through   DateTime64(6, 'UTC') COMMENT 'rows inserted at the source before this are in the seal',
-    code_version       LowCardinality(String),
+    code_version       LowCardinality(String) COMMENT 'digest of the code that made the seal',
     sealed_at          DateTime64(6, 'UTC'),
     looked_at          DateTime64(6, 'UTC') COMMENT 'when the day was last found to hold what the seal says; until then nothing more need be looked at'
 )
