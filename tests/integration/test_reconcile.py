@@ -277,6 +277,19 @@ def test_quarantined_rows_are_no_defects(servers: Servers, writer: Connection) -
     result = look(servers, heal=True)
     assert result.agrees
     assert not result.defects
+    # Earlier copies of it are nobody's concern either.
+    servers.sink.command("holding merges", "SYSTEM STOP MERGES ad_events")
+    for version in (1, 1):
+        servers.sink.command(
+            "planting",
+            "INSERT INTO ad_events (event_type, event_id, campaign_id, created_at, inserted_at, _version) "
+            "SELECT 'impression', 7, 1, created_at, inserted_at, %(version)s FROM ad_events FINAL WHERE event_id = 8 "
+            "AND event_type = 'impression' SETTINGS insert_deduplicate = 0",
+            {"version": version},
+        )
+    assert reconcile._repeated(servers.sink, IMPRESSIONS, EVER, 10) == [7]
+    assert look(servers).agrees
+    servers.sink.command("letting merges go", "SYSTEM START MERGES ad_events")
     # Loaded after all, it is compared like any other.
     write(writer, "UPDATE impressions SET campaign_id = 1 WHERE id = 7")
     lose(servers, IMPRESSIONS, [7])
@@ -347,6 +360,39 @@ def test_what_is_written_meanwhile_is_no_defect(servers: Servers, writer: Connec
     assert_agreement(writer, servers)
     silently(writer, "UPDATE impressions SET campaign_id = 9 - campaign_id WHERE id = 2601 AND campaign_id IS NOT NULL")
     assert list(found(look(servers))) == [2601]
+
+
+def test_a_row_loaded_between_the_two_looks_is_no_defect(
+    servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(writer)
+    sync(servers)
+    horizon = reconcile.watermark(servers.ledger, IMPRESSIONS)
+    looks: list[str] = []
+
+    def then_all_changes(name: str) -> None:
+        original = getattr(reconcile, name)
+
+        def wrapped(*arguments: Any) -> Any:
+            seen = original(*arguments)
+            looks.append(name)
+            if len(looks) == 1:
+                write(writer, "UPDATE impressions SET campaign_id = campaign_id % 5 + 1 WHERE id <= 10")
+                other = Servers.open(servers.settings)
+                sync(other, metrics_update=False)
+                other.close()
+            return seen
+
+        monkeypatch.setattr(reconcile, name, wrapped)
+
+    then_all_changes("target_state")
+    then_all_changes("source_state")
+    ids = list(range(1, 21))
+    judged = reconcile._judged(
+        servers.source, servers.sink, servers.ledger, servers.settings, IMPRESSIONS, ids, horizon, set()
+    )
+    assert len(looks) == 2
+    assert judged == []
 
 
 def test_a_comparison_is_written_down(servers: Servers, writer: Connection) -> None:

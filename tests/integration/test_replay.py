@@ -187,6 +187,20 @@ def test_a_row_that_claims_to_be_newer_is_left_alone(servers: Servers, writer: C
     assert_agreement(writer, servers)
 
 
+def test_what_comes_over_outranks_a_row_of_the_same_version(servers: Servers, writer: Connection) -> None:
+    fill(writer)
+    sync(servers)
+    with servers.source.snapshot() as snapshot:
+        version = snapshot.version(1)
+    servers.sink.command("holding merges", "SYSTEM STOP MERGES ad_events")
+    # Nothing is written at the source, so the reading of the replay has the version of this row.
+    plant_row(servers, IMPRESSIONS, 7, campaign="campaign_id + 1", version=str(version))
+    assert figures(replay_window(servers, IMPRESSIONS, EVERYTHING, dry_run=False)) == (0, 0, 1)
+    assert compare(servers, IMPRESSIONS, heal=False).agrees
+    servers.sink.command("letting merges go", "SYSTEM START MERGES ad_events")
+    assert_agreement(writer, servers)
+
+
 def test_days_of_a_replay_that_died_are_rebuilt(
     servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
