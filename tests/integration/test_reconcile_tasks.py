@@ -89,3 +89,19 @@ def test_final_days_are_sealed(here: Servers) -> None:
     assert seals.last_seal(here.sink, date(2026, 11, 18)) is not None
     with here.store.lease("seal", 60):
         assert "skipped" in seal_tasks.seal()
+
+
+def test_tables_of_replays_that_died_are_dropped(here: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def left() -> list[tuple[str]]:
+        return here.sink.query(
+            "looking",
+            "SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(name, 'replay_')",
+        )
+
+    for name in ("replay_shadow_ab", "replay_plan_ab"):
+        here.sink.command("leaving a table", f"CREATE TABLE {name} AS ad_events")
+    reconcile_tasks.rotate()
+    assert len(left()) == 2
+    monkeypatch.setattr(reconcile_tasks, "ABANDONED_SECONDS", -1)
+    reconcile_tasks.rotate()
+    assert left() == []

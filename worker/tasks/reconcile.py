@@ -24,6 +24,9 @@ log = structlog.get_logger()
 LEASE_SECONDS = 60
 """Held, and renewed, while a stream is compared: a second comparison at once would only cost time."""
 
+ABANDONED_SECONDS = 86_400
+"""Age from which a table of a replay belongs to nobody. By hand a replay may take hours."""
+
 
 def compare(here: Servers, stream: Stream, within: Window = reconcile.EVER, *, heal: bool) -> Result:
     """Compares one stream, and where rows were mended rebuilds the metrics of their days and writes down the end."""
@@ -128,6 +131,8 @@ def rotate(heal: bool = True, **unknown: Any) -> dict[str, Any]:
     arguments.no_others("rotate", "heal", unknown)
     mends = arguments.flag("heal", heal)
     here = servers()
+    for prefix in (replay.SHADOW, replay.PLAN):
+        here.sink.drop_abandoned(prefix, ABANDONED_SECONDS)
     found = {}
     for stream in EVENT_STREAMS:
         days = reconcile.rotation(here.sink, here.settings, stream)
