@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from worker import reconcile
 from worker.columns import EARLIEST, LATEST
 from worker.errors import BadInput
-from worker.reconcile import Event, by_day, days_within, differing, quarter_start, verdict
+from worker.reconcile import Defect, Event, by_day, days_within, differing, quarter_start, verdict
+from worker.streams import STREAMS, Extra
 from worker.tasks.reconcile import runs_of_days
 from worker.windows import from_micros, to_micros
 
@@ -112,3 +114,13 @@ def test_runs_of_days_hold_each_day_once(days: set[date]) -> None:
 
 def test_constants_agree_with_each_other() -> None:
     assert quarter_start(reconcile.QUARTERS_TO_1970) == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def test_what_would_lose_columns_or_belongs_in_quarantine_is_left_to_a_replay() -> None:
+    plain = STREAMS["impressions"]
+    wide = replace(plain, extra=(Extra("device", "String"),))
+    stale = Defect(1, "stale", HERE, HERE, 1)
+    extra = Defect(1, "extra", None, HERE, 1)
+    endless = Defect(1, "stale", Event(5, None, BEFORE), HERE, 1)
+    assert [reconcile.mendable(plain, defect) for defect in (stale, extra, endless)] == [True, True, False]
+    assert [reconcile.mendable(wide, defect) for defect in (stale, extra, endless)] == [False, True, False]
