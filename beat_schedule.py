@@ -42,6 +42,21 @@ HOUSEKEEPING: dict[str, dict[str, Any]] = {
         "schedule": crontab(hour="*/6", minute="40"),
         "options": {"queue": "maintenance", "expires": EXPIRES},
     },
+    "reconcile-recent-days": {
+        "task": "worker.tasks.reconcile.recent",
+        "schedule": crontab(minute="35"),
+        "options": {"queue": "maintenance", "expires": EXPIRES},
+    },
+    "reconcile-all-days-in-turn": {
+        "task": "worker.tasks.reconcile.rotate",
+        "schedule": crontab(minute="50", hour="*/4"),
+        "options": {"queue": "maintenance", "expires": EXPIRES},
+    },
+    "seal-final-days": {
+        "task": "worker.tasks.seals.seal",
+        "schedule": 600.0,
+        "options": {"queue": "maintenance", "expires": EXPIRES},
+    },
 }
 
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -38,6 +38,7 @@ from worker.errors import (
 from worker.sink import Sink
 from worker.source import Source
 from worker.watermarks import WatermarkStore
+from worker.windows import Window, day_bounds, parse_instant
 
 PROGRAM = "retailmedia"
 INTERRUPTED = 130
@@ -355,6 +356,108 @@ def anomalies_command(day: str | None, campaign: int | None, detect: bool, limit
         screens.answer(answer, "json")
     else:
         screens.anomalies(answer)
+
+
+def _day(value: str | None, option: str) -> date | None:
+    try:
+        return None if value is None else date.fromisoformat(value)
+    except ValueError:
+        raise BadInput(f"{option} takes a day such as 2026-11-17, not {value!r}.") from None
+
+
+def _event_streams(names: tuple[str, ...]) -> list[streams.Stream]:
+    """The event streams of those names, all of them for none. Raises `BadInput` for a dimension."""
+    chosen = streams.chosen(names) if names else list(streams.EVENT_STREAMS)
+    for stream in chosen:
+        if stream.kind != "events":
+            raise BadInput(f"{stream.name} is read whole each time, so there is nothing to compare or to replay.")
+    return chosen
+
+
+@cli.command("reconcile")
+@click.option("--from", "first", metavar="DAY", help="First day, as 2026-11-10; the first there is if not given.")
+@click.option("--to", "last", metavar="DAY", help="Last day, inclusive; the last there is if not given.")
+@stream_names
+@click.option("--heal/--no-heal", default=False, show_default=True, help="Mend what differs.")
+@as_json
+@debuggable
+def reconcile_command(first: str | None, last: str | None, names: tuple[str, ...], heal: bool, as_json: bool) -> None:
+    """Compare events in PostgreSQL and ClickHouse day by day, down to the rows that differ."""
+    from worker import reconcile
+    from worker.tasks.reconcile import compare
+
+    settings = _settings()
+    within = reconcile.days_within(_day(first, "--from"), _day(last, "--to"), settings.zone)
+    chosen = _event_streams(names)
+    with _servers(settings) as here:
+        found = [compare(here, stream, within, heal=heal) for stream in chosen]
+    if as_json:
+        screens.print_json(screens.reconciliation_json(found))
+    else:
+        screens.reconciliation(found, settings.zone, limit=settings.reconcile_heal_limit)
+    if not all(result.agrees for result in found):
+        advice = "it was not mended" if heal else f"`{PROGRAM} reconcile --heal` mends it"
+        raise QualityFailure(f"ClickHouse does not hold what PostgreSQL holds; {advice}.")
+
+
+def _moment(value: str, option: str, settings: Settings) -> datetime:
+    """An instant, or the beginning of a day in the reporting time zone."""
+    try:
+        return day_bounds(date.fromisoformat(value), settings.zone).lo
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return parse_instant(value)
+    except BadInput as error:
+        raise BadInput(f"{option}: {error}") from None
+
+
+@cli.command("replay")
+@click.option("--from", "first", metavar="TIME", required=True, help="A day, or an instant such as 2026-11-17T09:00Z.")
+@click.option("--to", "last", metavar="TIME", required=True, help="Where the window ends, itself not in it.")
+@stream_names
+@click.option("--dry-run", is_flag=True, help="Show what differs and change nothing.")
+@as_json
+@debuggable
+def replay_command(first: str, last: str, names: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Read again what the source wrote in a window, show what differs, and bring it over.
+
+    The window is on the time rows were written at the source. Loading goes on meanwhile.
+    """
+    from worker.tasks.reconcile import replay_window
+
+    settings = _settings()
+    window = Window(_moment(first, "--from", settings), _moment(last, "--to", settings))
+    chosen = _event_streams(names)
+    with _servers(settings) as here:
+        found = [replay_window(here, stream, window, dry_run=dry_run) for stream in chosen]
+    if as_json:
+        screens.print_json(screens.replay_json(found))
+    else:
+        screens.replayed(found, settings.pricing_model, dry_run=dry_run)
+
+
+@cli.command("verify")
+@click.argument("day")
+@as_json
+@debuggable
+def verify_command(day: str, as_json: bool) -> None:
+    """Compute anew what the seal of DAY says, from both sides, and say whether it still holds."""
+    from worker import seals
+
+    settings = _settings()
+    chosen = _day(day, "verify")
+    if chosen is None:
+        raise BadInput("verify takes a day such as 2026-11-17.")
+    with _servers(settings) as here:
+        found = seals.verify(here.source, here.sink, here.ledger, settings, chosen)
+    if as_json:
+        screens.print_json(screens.seal_json(found))
+    else:
+        screens.seal(found)
+    if not found.holds:
+        names = ", ".join(part.name for part in found.parts if not part.holds)
+        raise QualityFailure(f"{day} is not what was sealed; these parts differ: {names}.")
 
 
 @cli.command("doctor")

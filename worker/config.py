@@ -100,6 +100,15 @@ class Settings(BaseSettings):
         60, ge=1, description="Time after which a silent worker's window may be handed out again."
     )
 
+    # Reconciliation
+    reconcile_heal_limit: int = Field(
+        10_000, ge=0, description="Rows one reconciliation mends at most; where more differ it mends none and says so."
+    )
+    reconcile_recent_days: int = Field(3, ge=1, description="Latest days that are compared every hour.")
+    reconcile_rotation_days: int = Field(
+        31, ge=1, description="Days compared in one turn of the rotation over all days, those not looked at longest."
+    )
+
     # Celery
     schedule_profile: Literal["realtime", "hourly", "daily"] = Field("realtime", description="Beat schedule to use.")
     visibility_timeout_seconds: int = Field(

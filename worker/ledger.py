@@ -270,6 +270,12 @@ class Ledger:
         """Says so of every day, cut in `zone`, that has events or metrics. Reads one column of all events."""
         self._sink.command("marking all days", named("events", "mark_all_days"), {"zone": zone})
 
+    # Reconciliations
+
+    def save_reconciliation(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Writes how days of a stream compare; a later row of the same run, stream and day replaces an earlier one."""
+        self._sink.insert_rows("reconciliations", columns, rows)
+
     # Runs
 
     def save_run(self, run: Run) -> None:

@@ -34,13 +34,18 @@ from worker.errors import BadInput
 from worker.windows import ORIGIN, Window, format_instant
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from worker import doctor, migrate, standing
     from worker.config import PricingModel
     from worker.demo import Comparison
     from worker.local import FlowerAddress
     from worker.planner import Plan
     from worker.queries import Answer, Query
+    from worker.reconcile import Result
+    from worker.replay import Replay
     from worker.runs import Progress as RunProgress
+    from worker.seals import Verdict
     from worker.streams import Stream
 
 PIPED_WIDTH = 160
@@ -789,4 +794,167 @@ def demo_json(campaigns: Answer, found: Comparison, took: float) -> dict[str, An
         "postgresql": asdict(found.source),
         "clickhouse": asdict(found.target),
         "campaigns": [dict(zip(campaigns.columns, row, strict=True)) for row in campaigns.rows],
+    }
+
+
+# Reconciliation, replays and seals
+
+DEFECTS_SHOWN = 20
+
+
+def _hash(value: int) -> str:
+    return f"{value:016x}"
+
+
+def reconciliation(found: Sequence[Result], zone: ZoneInfo, *, limit: int) -> None:
+    """Each day that is not equal, some of the rows that differ, and a line for each stream."""
+    days = [(result.stream.name, day) for result in found for day in result.days if day.state != "equal"]
+    if days:
+        columns: list[tuple[str, Align]] = [("stream", "left"), ("day", "left"), ("PostgreSQL", "right")]
+        columns += [("ClickHouse", "right"), ("found", "left"), ("state", "left")]
+        rows = []
+        for name, day in days:
+            told = ", ".join(f"{count:,} {cause}" for cause, count in day.causes.items()) or "not looked for"
+            rows.append([name, str(day.day), f"{day.source_rows:,}", f"{day.target_rows:,}", told, day.state])
+        show(table(columns, rows))
+    defects = [(result.stream.name, defect) for result in found for defect in result.defects]
+    if defects:
+        columns = [("stream", "left"), ("id", "right"), ("cause", "left"), ("campaign", "left"), ("day", "left")]
+        columns += [("state", "left")]
+        rows = []
+        for name, defect in defects[:DEFECTS_SHOWN]:
+            sides = [event for event in (defect.target, defect.source) if event is not None]
+            campaigns = " → ".join(dict.fromkeys(str(event.campaign_id) for event in sides))
+            happened = " → ".join(str(day) for day in sorted(defect.days(zone)))
+            state = "mended" if defect.mended else "differs"
+            rows.append([name, str(defect.event_id), defect.cause, campaigns, happened, state])
+        show(table(columns, rows))
+        if len(defects) > DEFECTS_SHOWN:
+            say(f"{len(defects) - DEFECTS_SHOWN:,} more.")
+    if days or defects:
+        say("")
+    for result in found:
+        _reconciled(result, limit)
+
+
+def _reconciled(result: Result, limit: int) -> None:
+    name = result.stream.name
+    if result.horizon is None:
+        say(f"{name}: nothing is loaded yet.")
+        return
+    events = sum(day.source_rows for day in result.days)
+    told = f"{name}: {events:,} events of {len(result.days):,} days, written before {format_instant(result.horizon)}"
+    mended = sum(defect.mended for defect in result.defects)
+    if not result.agrees:
+        left = len(result.defects) - mended
+        more = "" if result.complete else "at least "
+        say(f"{told}; {more}{left:,} differ.", style="red")
+        if result.too_many:
+            say(f"More than RECONCILE_HEAL_LIMIT ({limit:,}) differ, so none was mended; a replay mends them.")
+    elif mended:
+        say(f"{told}; {mended:,} differed and were mended.", style="green")
+    else:
+        say(f"{told}; both sides hold the same.", style="green")
+
+
+def reconciliation_json(found: Sequence[Result]) -> dict[str, Any]:
+    """The same for programs; every defect."""
+    from worker.reconcile import shown
+
+    return {
+        "agrees": all(result.agrees for result in found),
+        "streams": {
+            result.stream.name: {
+                "agrees": result.agrees,
+                "complete": result.complete,
+                "too_many_to_mend": result.too_many,
+                "horizon": result.horizon,
+                "days": [
+                    {
+                        "day": day.day,
+                        "state": day.state,
+                        "source_rows": day.source_rows,
+                        "target_rows": day.target_rows,
+                        "source_hash": _hash(day.source_hash),
+                        "target_hash": _hash(day.target_hash),
+                        "found": day.causes,
+                        "mended": day.mended,
+                    }
+                    for day in result.days
+                ],
+                "defects": [shown(defect) for defect in result.defects],
+            }
+            for result in found
+        },
+    }
+
+
+def replayed(found: Sequence[Replay], pricing_model: PricingModel, *, dry_run: bool) -> None:
+    """What a replay changes, by stream and day, and a line for each stream."""
+    effects = [(entry.stream.name, effect) for entry in found for effect in entry.effect]
+    if effects:
+        columns: list[tuple[str, Align]] = [("stream", "left"), ("day", "left"), ("events", "right")]
+        columns += [(f"spend ({pricing_model})", "right")]
+        show(table(columns, [[name, str(e.day), f"{e.events:+,}", f"{e.spend:+,.5f}"] for name, e in effects]))
+        say("")
+    for entry in found:
+        told = f"{entry.stream.name}: {entry.read:,} rows read again"
+        if not entry.differs:
+            say(f"{told}; ClickHouse holds the same.", style="green")
+            continue
+        parts = (("missing", entry.missing), ("extra", entry.extra), ("stale", entry.stale))
+        what = ", ".join(f"{count:,} {name}" for name, count in parts if count)
+        say(f"{told}; {what}; {'nothing was changed' if dry_run else 'brought over'}.", style="yellow")
+
+
+def replay_json(found: Sequence[Replay]) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        entry.stream.name: {
+            "window": entry.window,
+            "rows_read": entry.read,
+            "missing": entry.missing,
+            "extra": entry.extra,
+            "stale": entry.stale,
+            "applied": entry.applied,
+            "days": [{"day": e.day, "events": e.events, "spend": e.spend} for e in entry.effect],
+        }
+        for entry in found
+    }
+
+
+def seal(found: Verdict) -> None:
+    """What the seal says part by part, and the verdict."""
+
+    def told(value: object) -> str:
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+    columns: list[tuple[str, Align]] = [("part", "left"), ("sealed", "right"), ("PostgreSQL", "right")]
+    columns += [("ClickHouse", "right"), ("", "left")]
+    rows = [
+        [part.name, told(part.sealed), told(part.source), told(part.target), "holds" if part.holds else "differs"]
+        for part in found.parts
+    ]
+    show(table(columns, rows))
+    say("")
+    given = found.seal
+    before = f", in place of number {given.replaces}" if given.replaces else ""
+    say(f"Seal {given.number} of {given.date_id}{before}, made {format_instant(given.sealed_at)}.")
+    say(f"Source snapshot {given.source_snapshot} of server {given.source_system_id}, code {given.code_version}.")
+    for note in found.notes:
+        say(note)
+    if found.holds:
+        say("The day is as it was sealed.", style="green")
+
+
+def seal_json(found: Verdict) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "sealed": found.holds,
+        "seal": asdict(found.seal),
+        "parts": [
+            {"name": p.name, "holds": p.holds, "sealed": p.sealed, "source": p.source, "target": p.target}
+            for p in found.parts
+        ],
+        "notes": found.notes,
     }

@@ -530,6 +530,18 @@ class Source:
             result.append(lo)
         return result
 
+    def in_snapshot(
+        self, doing: str, file: str, name: str, stream: Stream, parameters: dict[str, Any], **parts: str
+    ) -> list[tuple[Any, ...]]:
+        """Rows of a named statement on the stream's table; `parts` are statements that stand in it as `{part}`.
+
+        Not retried: another session would not see the open snapshot. Raises `TransientSource`.
+        """
+        composed = pgsql.SQL(named(file, name)).format(
+            table=pgsql.Identifier(stream.source_table), **{part: pgsql.SQL(text) for part, text in parts.items()}
+        )
+        return self._once(doing, composed, parameters)
+
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """A REPEATABLE READ transaction; statements inside see the database as of its start.

@@ -19,6 +19,8 @@ LAYERS: dict[str, int] = {
             "metrics",
             "quality",
             "reconcile",
+            "replay",
+            "seals",
             "migrate",
             "refresh",
             "queries",

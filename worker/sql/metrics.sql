@@ -180,7 +180,7 @@ SETTINGS max_partitions_per_insert_block = 0
 
 -- name: causes
 -- Why the counts of these days changed since they were last built, or became final, as the ledger tells: a full refresh put another
--- table in place; windows were loaded that had been loaded before; events that were there already were read again in a
+-- table in place; a reconciliation or a replay mended rows; windows were loaded that had been loaded before; events that were there already were read again in a
 -- newer version; or, where none of this happened, rows came late.
 WITH
     (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events') AS live,
@@ -228,6 +228,19 @@ WITH
             AND attempts.lo < commits.hi AND commits.lo < attempts.hi AND commits.committed_at >= attempts.noted_at
         GROUP BY date_id
     ),
+    mended AS
+    (
+        SELECT date_id, argMax(why, noted) AS cause, max(noted) AS at
+        FROM
+        (
+            SELECT date_id, 'reconciliation' AS why, checked_at AS noted
+            FROM reconciliations
+            WHERE date_id IN %(days)s AND state IN ('mending', 'mended')
+            UNION ALL
+            SELECT arrayJoin(days) AS date_id, 'replay' AS why, noted_at AS noted FROM replays WHERE state != 'compared'
+        )
+        GROUP BY date_id
+    ),
     moved AS
     (
         SELECT groupArray((toString(stream), lo, hi, noted_at)) AS windows
@@ -249,12 +262,14 @@ SELECT
     built.date_id,
     multiIf(
         (SELECT at FROM refreshed) >= built.since, 'full refresh',
+        mended.at >= built.since, mended.cause,
         (SELECT at FROM replayed) >= built.since, 'replay',
         greatest(overwritten.at, toDateTime64(arrived.at, 6, 'UTC')) >= built.since, 'update',
         'late rows')
 FROM built
 LEFT JOIN overwritten ON overwritten.date_id = built.date_id
 LEFT JOIN arrived ON arrived.date_id = built.date_id
+LEFT JOIN mended ON mended.date_id = built.date_id
 SETTINGS join_use_nulls = 0
 
 -- name: final_through

@@ -1,0 +1,584 @@
+"""Compares events in PostgreSQL and ClickHouse inside each database, finds the rows that differ, and mends them.
+
+Both sides add up the same numbers by quarter of an hour, over rows inserted before one safe horizon: the watermark, up
+to which everything is loaded. Where the sums differ, ranges of ids are compared, then smaller ones, then the rows of
+those. What differs so far may only be moving: a row updated since, a deletion on its way. So every suspect is looked at
+again, in ClickHouse first and then in a newer snapshot of PostgreSQL, and only what no later event can explain is a
+defect. Ids are bisected, not campaigns: a row whose campaign is wrong stands in two campaigns and in one range of ids.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import structlog
+
+from worker.columns import EARLIEST, LATEST, Column
+from worker.config import Settings
+from worker.errors import BadInput
+from worker.ledger import Ledger
+from worker.sink import Sink, quoted
+from worker.source import Source
+from worker.sql import named
+from worker.streams import EVENTS_TABLE, Stream
+from worker.windows import ORIGIN, Window, day_bounds, format_instant, from_micros
+
+log = structlog.get_logger()
+
+Cause = Literal["missing", "extra", "stale", "duplicate"]
+State = Literal["equal", "mended", "mending", "mismatch"]
+
+CAUSES: tuple[Cause, ...] = ("missing", "extra", "stale", "duplicate")
+EVER = Window(from_micros(EARLIEST), from_micros(LATEST))
+"""Times at which an event that can be loaded can have happened."""
+
+QUARTER_MICROS = 900_000_000
+QUARTERS_TO_1970 = 2_454_432
+"""Quarters of an hour from 1900, where places are counted from, to 1970."""
+
+RANGE_BITS, PIECE_BITS = 12, 6
+"""Ids of a range, and of a piece of one, as powers of two."""
+
+SEARCHED = 200_000
+"""Suspects looked for at most: many are only rows updated meanwhile, which the limit on mending must not count."""
+
+AT_ONCE = 2000
+"""Ranges named in one statement."""
+
+CROWDED_AT_ONCE = 250
+"""Ranges whose events are grouped in one statement: a million ids, so that memory stays small."""
+
+ROWS_AT_ONCE = 5000
+"""Suspects looked at in one snapshot."""
+
+SAMPLE_ROWS = 20
+MODULUS = 2**64
+LARGE = {"max_query_size": 2**28}
+
+Sums = tuple[int, int, int, int]
+"""Rows, sum of ids, sum of campaigns, sum of the mixed numbers; the sums modulo 2^64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event on one side; times in microseconds since 1970 UTC, `created_at` None where it cannot be loaded."""
+
+    campaign_id: int
+    created_at: int | None
+    inserted_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One event that differs, and why. `version` is one under which a row written now outranks what is stored."""
+
+    event_id: int
+    cause: Cause
+    source: Event | None
+    target: Event | None
+    version: int
+    mended: bool = False
+
+    def days(self, zone: ZoneInfo) -> set[date]:
+        """Reporting days the event happened on, by either side."""
+        times = [event.created_at for event in (self.source, self.target) if event is not None]
+        return {from_micros(time).astimezone(zone).date() for time in times if time is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class DayResult:
+    """How a reporting day of a stream compares. Rows and hashes are as first seen, before anything was mended."""
+
+    day: date
+    source_rows: int
+    target_rows: int
+    source_hash: int
+    target_hash: int
+    state: State
+    causes: dict[Cause, int]
+    mended: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a stream compares. `complete` is whether every row that differs was found, `too_many` that none was mended
+    because more differ than the limit allows. `rebuild` are days whose metrics must be rebuilt now.
+    """
+
+    stream: Stream
+    horizon: datetime | None
+    days: tuple[DayResult, ...]
+    defects: tuple[Defect, ...]
+    complete: bool = True
+    too_many: bool = False
+    rebuild: frozenset[date] = frozenset()
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both sides hold the same now."""
+        return all(day.state in {"equal", "mended"} for day in self.days) and self.complete
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """One stream, times of events, and one horizon: what all statements of a comparison have in common."""
+
+    source: Source
+    sink: Sink
+    stream: Stream
+    within: Window
+    parameters: dict[str, Any]
+
+    def ours(self, name: str, doing: str, **more: Any) -> list[tuple[Any, ...]]:
+        return self.source.in_snapshot(
+            doing,
+            "reconcile",
+            f"source_{name}",
+            self.stream,
+            {**self.parameters, **more},
+            mixed=named("reconcile", "source_mixed"),
+        )
+
+    def theirs(self, name: str, doing: str, **more: Any) -> list[tuple[Any, ...]]:
+        statement = named("reconcile", f"target_{name}").format(
+            table=quoted(EVENTS_TABLE), mixed=named("reconcile", "target_mixed")
+        )
+        return self.sink.query(doing, statement, {**self.parameters, **more}, settings=LARGE)
+
+
+def days_within(first: date | None, last: date | None, zone: ZoneInfo) -> Window:
+    """The instants of these reporting days, both inclusive; unbounded on the side that is None. Raises `BadInput`."""
+    if first is not None and last is not None and last < first:
+        raise BadInput(f"The last day, {last}, lies before the first, {first}.")
+    try:
+        lo = EVER.lo if first is None else max(EVER.lo, day_bounds(first, zone).lo)
+        hi = EVER.hi if last is None else min(EVER.hi, day_bounds(last, zone).hi)
+    except (OverflowError, ValueError):
+        raise BadInput("Days lie between 1900-01-02 and 2299-12-29.") from None
+    if lo >= hi:
+        raise BadInput("Days lie between 1900-01-02 and 2299-12-29.")
+    return Window(lo, hi)
+
+
+def sums(row: Sequence[Any]) -> Sums:
+    """A row of counts and sums as both sides can be compared by."""
+    return int(row[0]), int(row[1]) % MODULUS, int(row[2]) % MODULUS, int(row[3]) % MODULUS
+
+
+def differing(ours: Iterable[Sequence[Any]], theirs: Iterable[Sequence[Any]]) -> list[int]:
+    """Places at which the sums of two sides differ, in order."""
+    left = {int(row[0]): sums(row[1:]) for row in ours}
+    right = {int(row[0]): sums(row[1:]) for row in theirs}
+    return sorted(place for place in left.keys() | right.keys() if left.get(place) != right.get(place))
+
+
+def quarter_start(place: int) -> datetime:
+    """When the quarter of an hour of that place begins, UTC."""
+    return from_micros((place - QUARTERS_TO_1970) * QUARTER_MICROS)
+
+
+def chunks(values: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The values, so many at a time."""
+    for begin in range(0, len(values), size):
+        yield list(values[begin : begin + size])
+
+
+def watermark(ledger: Ledger, stream: Stream) -> datetime:
+    """The instant before which everything the source wrote is in the live table."""
+    return ledger.coverage([stream], ledger.live([stream]))[stream.name].watermark
+
+
+def held_ids(sink: Sink, stream: Stream) -> list[int]:
+    """Events kept out of ClickHouse on purpose."""
+    statement = named("reconcile", "held").format(table=quoted(EVENTS_TABLE))
+    parameters = {"event_type": stream.event_type, "stream": stream.name}
+    return [int(event_id) for (event_id,) in sink.query("looking for quarantined events", statement, parameters)]
+
+
+def reconcile(
+    source: Source,
+    sink: Sink,
+    ledger: Ledger,
+    settings: Settings,
+    stream: Stream,
+    within: Window = EVER,
+    *,
+    heal: bool,
+    run_id: str,
+) -> Result:
+    """Compares a stream's events that happened `within`, mends what differs if `heal`, and writes down each day.
+
+    The metrics of the days in `Result.rebuild` are the caller's to rebuild; they are marked. Raises `TransientSource`
+    and `TransientSink`; what was mended by then stays mended.
+    """
+    horizon = watermark(ledger, stream)
+    if horizon <= ORIGIN:
+        return Result(stream, None, (), ())
+    zone = settings.zone
+    held = held_ids(sink, stream)
+    compared = _Comparison(
+        source,
+        sink,
+        stream,
+        within,
+        {"horizon": horizon, "lo": within.lo, "hi": within.hi, "held": held, "event_type": stream.event_type},
+    )
+    limit = settings.reconcile_heal_limit
+    with source.snapshot():
+        ours = compared.ours("quarters", "adding up events")
+        theirs = compared.theirs("quarters", "adding up events")
+        places = differing(ours, theirs)
+        suspects, complete = _suspects(compared, places) if places else ([], True)
+    suspects += _repeated(sink, stream, within, limit)
+    defects = _judged(source, sink, ledger, settings, stream, sorted(set(suspects)), horizon, set(held))
+    asked = {quarter_start(place).astimezone(zone).date() for place in places}
+    defects = [defect for defect in defects if _inside(defect, within)]
+    too_many = len(defects) > limit or not complete
+    rebuild: set[date] = set()
+    results = _day_results(ours, theirs, defects, zone, complete=complete, doubtful=asked)
+    if heal and defects and not too_many:
+        rebuild = {day for defect in defects for day in defect.days(zone)}
+        _save(ledger, stream, run_id, horizon, results, defects, zone, state="mending")
+        defects = _mended(source, sink, ledger, settings, stream, defects, horizon, set(held), rebuild)
+        results = _day_results(ours, theirs, defects, zone, complete=complete, doubtful=asked)
+    result = Result(stream, horizon, tuple(results), tuple(defects), complete, heal and too_many, frozenset(rebuild))
+    if not rebuild:
+        _save(ledger, stream, run_id, horizon, results, defects, zone)
+    log.info("reconciled", stream=stream.name, days=len(results), defects=len(defects), agrees=result.agrees)
+    return result
+
+
+def conclude(ledger: Ledger, settings: Settings, run_id: str, result: Result) -> None:
+    """Writes down how a comparison that mended something ended; call it once the metrics of its days are rebuilt."""
+    if result.rebuild and result.horizon is not None:
+        _save(ledger, result.stream, run_id, result.horizon, result.days, result.defects, settings.zone)
+
+
+def unfinished_days(sink: Sink) -> list[date]:
+    """Days that were being mended by somebody who did not live to say that their metrics were rebuilt."""
+    return [day for (day,) in sink.named("reconcile", "unfinished")]
+
+
+def finish_unfinished(sink: Sink, days: Sequence[date]) -> None:
+    """Closes those; call it once their metrics are rebuilt. They are compared again in their turn."""
+    if days:
+        sink.command("closing", named("reconcile", "finish_unfinished"), {"days": tuple(days)})
+
+
+def rotation(sink: Sink, settings: Settings, stream: Stream) -> list[date]:
+    """The days with events that were not compared for longest, so many as one turn takes."""
+    statement = named("reconcile", "days_held").format(table=quoted(EVENTS_TABLE))
+    parameters = {"zone": settings.reporting_timezone, "event_type": stream.event_type}
+    days = [day for (day,) in sink.query("listing days", statement, parameters)]
+    looked: dict[date, datetime] = dict(sink.named("reconcile", "last_looks", {"stream": stream.name}))
+    never = datetime.min.replace(tzinfo=ORIGIN.tzinfo)
+    return sorted(days, key=lambda day: (looked.get(day, never), day))[: settings.reconcile_rotation_days]
+
+
+def _inside(defect: Defect, within: Window) -> bool:
+    times = [event.created_at for event in (defect.source, defect.target) if event is not None]
+    return any(time is not None and within.lo <= from_micros(time) < within.hi for time in times)
+
+
+def _suspects(compared: _Comparison, places: Sequence[int]) -> tuple[list[int], bool]:
+    """Ids of events that differ in these quarters, and whether all were looked for, in the open snapshot."""
+    edges = [quarter_start(place) for place in (places[0], places[-1] + 1)]
+    # Only where the quarters lie is read.
+    narrow = {"lo": max(compared.within.lo, edges[0]), "hi": min(compared.within.hi, edges[1])}
+    which = {**narrow, "places": list(places), "shift": RANGE_BITS}
+    doing = "comparing ranges of ids"
+    ranges = differing(compared.ours("ranges", doing, **which), compared.theirs("ranges", doing, **which))
+    suspects: list[int] = []
+    for some in chunks(ranges, AT_ONCE):
+        pieces = _pieces(compared, some)
+        for few in chunks(pieces, AT_ONCE):
+            suspects += _differing_events(compared, few)
+            if len(suspects) > SEARCHED:
+                # What ails the stream is known well enough by now; a replay mends it.
+                return suspects, False
+    return suspects, True
+
+
+def _spans(places: Sequence[int], bits: int) -> dict[str, Any]:
+    begins = [place << bits for place in places]
+    return {
+        "begins": begins,
+        "width": 1 << bits,
+        "first": begins[0],
+        "last": begins[-1] + (1 << bits) - 1,
+        "above": bits,
+        "places": list(places),
+    }
+
+
+def _pieces(compared: _Comparison, ranges: Sequence[int]) -> list[int]:
+    which = {**_spans(ranges, RANGE_BITS), "shift": PIECE_BITS}
+    doing = "comparing pieces of ranges"
+    return differing(compared.ours("pieces", doing, **which), compared.theirs("pieces", doing, **which))
+
+
+def _differing_events(compared: _Comparison, pieces: Sequence[int]) -> list[int]:
+    which = _spans(pieces, PIECE_BITS)
+    doing = "comparing events"
+    ours = {(int(event_id), int(mixed)) for event_id, mixed in compared.ours("events", doing, **which)}
+    theirs = {(int(event_id), int(mixed)) for event_id, mixed in compared.theirs("events", doing, **which)}
+    return sorted({event_id for event_id, _ in ours ^ theirs})
+
+
+def _repeated(sink: Sink, stream: Stream, within: Window, limit: int) -> list[int]:
+    """Events stored more than once in one version; at most one more than `limit`."""
+    parameters = {"event_type": stream.event_type, "lo": within.lo, "hi": within.hi}
+
+    def found(name: str, **more: Any) -> list[int]:
+        statement = named("reconcile", name).format(table=quoted(EVENTS_TABLE))
+        rows = sink.query("looking for events stored twice", statement, {**parameters, **more}, settings=LARGE)
+        return [int(value) for (value,) in rows]
+
+    result: list[int] = []
+    for some in chunks(found("crowded", shift=RANGE_BITS), CROWDED_AT_ONCE):
+        result += found("repeated", **_spans(some, RANGE_BITS), limit=limit + 1 - len(result))
+        if len(result) > limit:
+            break
+    return result
+
+
+def _judged(
+    source: Source,
+    sink: Sink,
+    ledger: Ledger,
+    settings: Settings,
+    stream: Stream,
+    suspects: Sequence[int],
+    horizon: datetime,
+    held: set[int],
+) -> list[Defect]:
+    """Those suspects that are defects, whatever is written meanwhile.
+
+    ClickHouse is read first. What it holds then was read from snapshots older than the one taken next; and what that
+    one shows with `inserted_at` before the horizon was loaded before ClickHouse was read.
+    """
+    defects: list[Defect] = []
+    for ids in chunks(suspects, ROWS_AT_ONCE):
+        versions, theirs = target_state(sink, stream, ids)
+        with source.snapshot() as snapshot:
+            rewind = timedelta(seconds=settings.failover_rewind_seconds)
+            version = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
+            ours = source_state(source, stream, ids)
+        for event_id in ids:
+            newest, copies = versions.get(event_id, (0, 0))
+            mine, other = ours.get(event_id), theirs.get(event_id)
+            cause = verdict(mine, other, copies, horizon, held=event_id in held)
+            if cause is not None:
+                outranks = version if version > newest else newest + 1
+                defects.append(Defect(event_id, cause, mine, other, outranks))
+    return defects
+
+
+def target_state(sink: Sink, stream: Stream, ids: Sequence[int]) -> tuple[dict[int, tuple[int, int]], dict[int, Event]]:
+    """Of these events in ClickHouse, the newest stored version with how often it is stored, and what readers see."""
+    parameters = {
+        "event_type": stream.event_type,
+        "first": min(ids),
+        "last": max(ids),
+        "ids": tuple(ids),
+    }
+
+    def rows(name: str) -> list[tuple[Any, ...]]:
+        statement = named("reconcile", name).format(table=quoted(EVENTS_TABLE))
+        return sink.query("looking at suspects", statement, parameters, settings=LARGE)
+
+    versions = {event_id: (version, copies) for event_id, version, copies in rows("target_versions")}
+    return versions, {event_id: Event(*row) for event_id, *row in rows("target_rows")}
+
+
+def source_state(source: Source, stream: Stream, ids: Sequence[int]) -> dict[int, Event]:
+    """These events in PostgreSQL, in the open snapshot."""
+    parameters = {"ids": list(ids), "lo": EVER.lo, "hi": EVER.hi}
+    rows = source.in_snapshot("looking at suspects", "reconcile", "source_rows", stream, parameters)
+    return {event_id: Event(*row) for event_id, *row in rows}
+
+
+def verdict(source: Event | None, target: Event | None, copies: int, horizon: datetime, *, held: bool) -> Cause | None:
+    """Why these two differ, or None where they agree or only something on its way keeps them apart.
+
+    `source` was read after `target`. `copies` is how often the newest stored version is stored.
+    """
+    if source is None:
+        # Deleted after it was loaded; or it never was there.
+        return None if target is None else "extra"
+    if from_micros(source.inserted_at) >= horizon:
+        # Written after the horizon: still to be loaded, or just loaded.
+        return None
+    if target is None:
+        return None if held or source.created_at is None else "missing"
+    if copies > 1:
+        return "duplicate"
+    same = (source.campaign_id, source.created_at) == (target.campaign_id, target.created_at)
+    return None if same else "stale"
+
+
+def _mended(
+    source: Source,
+    sink: Sink,
+    ledger: Ledger,
+    settings: Settings,
+    stream: Stream,
+    defects: Sequence[Defect],
+    horizon: datetime,
+    held: set[int],
+    days: set[date],
+) -> list[Defect]:
+    """The defects, each with whether it is gone now. Marks the days before and after."""
+    able = [defect for defect in defects if mendable(stream, defect)]
+    ledger.mark_days(days)
+    write(sink, stream, able)
+    ledger.mark_days(days)
+    ids = [defect.event_id for defect in defects]
+    left = {d.event_id for d in _judged(source, sink, ledger, settings, stream, ids, horizon, held)}
+    return [replace(defect, mended=defect.event_id not in left) for defect in defects]
+
+
+def mendable(stream: Stream, defect: Defect) -> bool:
+    """Whether the row can be written here. Others take the way of a window, by a replay.
+
+    Those are rows with further columns, and such as would go to quarantine.
+    """
+    return defect.source is None or (not stream.extra and defect.source.created_at is not None)
+
+
+def write(sink: Sink, stream: Stream, defects: Sequence[Defect]) -> None:
+    """Writes what the source holds, or a tombstone where it holds nothing, so that it outranks what is stored."""
+    rows = [(defect, defect.source or defect.target) for defect in defects]
+    events = [(defect, event) for defect, event in rows if event is not None]
+    if not events:
+        return
+
+    def column(kind: str, values: Iterable[int], dtype: Any) -> Column:
+        return Column(kind, np.fromiter(values, dtype, len(events)))
+
+    gone = [defect.source is None for defect, _ in events]
+    columns = {
+        "event_type": column("Enum8", (stream.event_code for _ in events), np.int8),
+        "event_id": column("Int64", (defect.event_id for defect, _ in events), np.int64),
+        "campaign_id": column(
+            "Int64", (0 if dead else e.campaign_id for dead, (_, e) in zip(gone, events, strict=True)), np.int64
+        ),
+        "created_at": column(
+            "DateTime64(6)",
+            (0 if dead else e.created_at or 0 for dead, (_, e) in zip(gone, events, strict=True)),
+            np.int64,
+        ),
+        "inserted_at": column("DateTime64(6)", (event.inserted_at for _, event in events), np.int64),
+        "_version": column("UInt64", (defect.version for defect, _ in events), np.uint64),
+        "_deleted": column("UInt8", gone, np.uint8),
+    }
+    sink.insert_columns(EVENTS_TABLE, columns, token=f"reconcile/{secrets.token_hex(16)}")
+
+
+def _day_results(
+    ours: Sequence[Sequence[Any]],
+    theirs: Sequence[Sequence[Any]],
+    defects: Sequence[Defect],
+    zone: ZoneInfo,
+    *,
+    complete: bool,
+    doubtful: set[date],
+) -> list[DayResult]:
+    left, right = by_day(ours, zone), by_day(theirs, zone)
+    causes: dict[date, Counter[Cause]] = {}
+    mended: Counter[date] = Counter()
+    open_days: set[date] = set()
+    for defect in defects:
+        for day in defect.days(zone):
+            causes.setdefault(day, Counter())[defect.cause] += 1
+            mended[day] += defect.mended
+            if not defect.mended:
+                open_days.add(day)
+    result = []
+    for day in sorted(left.keys() | right.keys() | causes.keys()):
+        mine, other = left.get(day, (0, 0, 0, 0)), right.get(day, (0, 0, 0, 0))
+        state: State = "equal"
+        if day in open_days or (not complete and day in doubtful):
+            state = "mismatch"
+        elif mended[day]:
+            state = "mended"
+        result.append(
+            DayResult(day, mine[0], other[0], mine[3], other[3], state, dict(causes.get(day, {})), mended[day])
+        )
+    return result
+
+
+def by_day(quarters: Iterable[Sequence[Any]], zone: ZoneInfo) -> dict[date, Sums]:
+    """Sums of quarters of an hour, added up by reporting day."""
+    result: dict[date, Sums] = {}
+    for row in quarters:
+        day = quarter_start(int(row[0])).astimezone(zone).date()
+        before, these = result.get(day, (0, 0, 0, 0)), sums(row[1:])
+        result[day] = (
+            before[0] + these[0],
+            (before[1] + these[1]) % MODULUS,
+            (before[2] + these[2]) % MODULUS,
+            (before[3] + these[3]) % MODULUS,
+        )
+    return result
+
+
+def _save(
+    ledger: Ledger,
+    stream: Stream,
+    run_id: str,
+    horizon: datetime,
+    results: Sequence[DayResult],
+    defects: Sequence[Defect],
+    zone: ZoneInfo,
+    *,
+    state: State | None = None,
+) -> None:
+    """Writes the days down. Those with `state` stand as such only where rows differ."""
+    sample: dict[date, list[dict[str, Any]]] = {}
+    for defect in defects:
+        for day in defect.days(zone):
+            if len(sample.setdefault(day, [])) < SAMPLE_ROWS:
+                sample[day].append(shown(defect))
+    columns = (
+        "run_id", "stream", "date_id", "horizon", "source_rows", "target_rows", "source_hash", "target_hash", "state",
+        *CAUSES, "mended", "sample",
+    )  # fmt: skip
+    rows = [
+        (
+            run_id, stream.name, found.day, horizon, found.source_rows, found.target_rows, found.source_hash,
+            found.target_hash, state if state and found.causes else found.state,
+            *(found.causes.get(cause, 0) for cause in CAUSES), found.mended, json.dumps(sample.get(found.day, [])),
+        )
+        for found in results
+    ]  # fmt: skip
+    ledger.save_reconciliation(columns, rows)
+
+
+def shown(defect: Defect) -> dict[str, Any]:
+    """A defect as JSON and people see it."""
+
+    def side(event: Event | None) -> dict[str, Any] | None:
+        if event is None:
+            return None
+        return {
+            "campaign_id": event.campaign_id,
+            "created_at": None if event.created_at is None else format_instant(from_micros(event.created_at)),
+            "inserted_at": format_instant(from_micros(event.inserted_at)),
+        }
+
+    return {
+        "event_id": defect.event_id,
+        "cause": defect.cause,
+        "mended": defect.mended,
+        "source": side(defect.source),
+        "target": side(defect.target),
+    }
