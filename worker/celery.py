@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -13,7 +15,7 @@ from celery import Celery, Task, signals
 from kombu import Exchange, Queue
 
 from beat_schedule import PROFILES
-from worker import logs
+from worker import logs, observe
 from worker.config import Settings, load
 from worker.errors import Unreachable
 from worker.ledger import Ledger
@@ -134,11 +136,19 @@ def servers() -> Servers:
 
 
 def _forget_servers(**_: Any) -> None:
+    # What was counted before the fork is the parent's to deliver.
+    logs.tally.take()
     found: Servers | None = getattr(_local, "servers", None)
     _local.servers = None
     if found is not None:
         with suppress(Exception):
             found.close()
+
+
+def _deliver_counts() -> None:
+    found: Servers | None = getattr(_local, "servers", None)
+    if found is not None:
+        observe.deliver(found.store)
 
 
 class DomainTask(Task):  # type: ignore[type-arg]
@@ -153,12 +163,17 @@ class DomainTask(Task):  # type: ignore[type-arg]
         structlog.contextvars.clear_contextvars()
         fields = {key: kwargs[key] for key in ("run_id", "stream", "lo", "hi") if kwargs.get(key)}
         structlog.contextvars.bind_contextvars(task_id=self.request.id, task=self.name, **fields)
+        begun, outcome = time.monotonic(), "failed"
         try:
-            return super().__call__(*args, **kwargs)
+            result = super().__call__(*args, **kwargs)
+            outcome = "succeeded"
+            return result
         except Exception as error:
             log.warning("task.failed", error=str(error), kind=type(error).__name__)
             raise
         finally:
+            observe.note_task(self.name, outcome, time.monotonic() - begun)
+            _deliver_counts()
             structlog.contextvars.clear_contextvars()
 
 
@@ -183,6 +198,26 @@ def _load_what_children_share(**_: Any) -> None:
 
 signals.worker_process_init.connect(_forget_servers, weak=False)
 signals.worker_process_shutdown.connect(_forget_servers, weak=False)
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):
+        path.touch()
+
+
+@signals.heartbeat_sent.connect(weak=False)
+def _worker_lives(**_: Any) -> None:
+    # Sent by the main process every two seconds, and only while the broker takes it.
+    path = load().heartbeat_file
+    if path is not None:
+        _touch(path)
+
+
+@signals.beat_init.connect(weak=False)
+def _beat_lives(**_: Any) -> None:
+    path = load().heartbeat_file
+    if path is not None:
+        signals.after_task_publish.connect(lambda **_: _touch(path), weak=False)
 
 
 @signals.beat_init.connect(weak=False)

@@ -357,6 +357,28 @@ def doctor_command(as_json: bool) -> None:
         screens.say("Everything is as it should be.")
 
 
+@cli.command("metrics")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9808, show_default=True, help="0 takes a free one.")
+@debuggable
+def metrics_command(host: str, port: int) -> None:
+    """Serve /metrics for Prometheus until stopped. One exporter serves an installation, however many workers."""
+    from worker.prometheus import Exporter
+
+    settings = _settings()
+    try:
+        exporter = Exporter(settings, host, port)
+    except OSError as error:
+        raise RetailMediaError(f"Port {port} of {host} cannot be listened on: {error.strerror}.") from None
+    with _stoppable(), exporter:
+        screens.say(f"Metrics are at http://{host}:{exporter.server_port}/metrics.")
+        try:
+            exporter.serve_forever()
+        except (KeyboardInterrupt, Stopped):
+            # The ordinary end.
+            return
+
+
 # Bringing up and down
 
 

@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import BadInput, Unreachable
 
+EXAMPLE_PASSWORD = "change-me-"  # noqa: S105 - how the passwords of .env.example begin
+
 PricingModel = Literal["cpc", "cpm", "cpi"]
 
 
@@ -116,6 +118,17 @@ class Settings(BaseSettings):
         5555, ge=0, le=65535, description="Flower's port on the loopback interface; 0 takes a free one."
     )
 
+    # Operation
+    development: bool = Field(False, description="true lets the passwords of .env.example pass.")
+    heartbeat_file: Path | None = Field(
+        None, description="Touched by a worker, and by beat, while it and the broker talk; for health checks."
+    )
+    message_limit_bytes: int = Field(
+        65_536, ge=4096, description="A task message whose arguments are larger is refused unread."
+    )
+    clickhouse_cluster: str = Field(
+        "", pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="Cluster on which the schema is created; empty: one server."
+    )
     log_format: Literal["console", "json"] = Field("console")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO")
 
@@ -135,6 +148,24 @@ class Settings(BaseSettings):
                 "POSTGRES_STATEMENT_TIMEOUT_SECONDS must not exceed a third of VISIBILITY_TIMEOUT_SECONDS "
                 f"({self.task_time_limit_seconds})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _passwords_are_own(self) -> Settings:
+        if not self.development:
+            for name in (
+                "postgres_dsn",
+                "clickhouse_dsn",
+                "redis_url",
+                "pg_password",
+                "ch_password",
+                "flower_password",
+            ):
+                if EXAMPLE_PASSWORD in getattr(self, name):
+                    raise ValueError(
+                        f"{name.upper()} holds a password of .env.example, which everybody knows; run `make env`, "
+                        "or set DEVELOPMENT=true on a machine nobody else can reach"
+                    )
         return self
 
     @property

@@ -13,9 +13,21 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient"), 1),
     **dict.fromkeys(("source", "sink", "watermarks", "ledger"), 2),
     **dict.fromkeys(
-        ("pipeline", "planner", "metrics", "quality", "reconcile", "migrate", "refresh", "queries", "standing"), 3
+        (
+            "pipeline",
+            "planner",
+            "metrics",
+            "quality",
+            "reconcile",
+            "migrate",
+            "refresh",
+            "queries",
+            "standing",
+            "observe",
+        ),
+        3,
     ),
-    **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo"), 4),
+    **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo", "prometheus"), 4),
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
-from worker import metrics, planner
+from worker import metrics, observe, planner
 from worker.celery import Servers, app, servers
 from worker.tasks import arguments
 from worker.windows import ORIGIN
@@ -49,7 +50,10 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
                 return rebuilt
             if rebuilt >= DAYS_A_CALL:
                 break
-            rebuilt += metrics.rebuild(here.sink, here.settings, days[:DAYS_A_CALL]).days
+            begun = time.monotonic()
+            count = metrics.rebuild(here.sink, here.settings, days[:DAYS_A_CALL]).days
+            observe.note_rebuild(count, time.monotonic() - begun)
+            rebuilt += count
     advance.apply_async(queue="maintenance")
     return rebuilt
 
