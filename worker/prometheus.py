@@ -178,6 +178,7 @@ class ServersCollector(Collector):
             if entry.watermark > ORIGIN:
                 watermark.add_metric(name, entry.watermark.timestamp())
                 age.add_metric(name, max((now - entry.watermark).total_seconds(), 0.0))
+            if entry.complete_through > ORIGIN:
                 lag.add_metric(name, entry.lag.total_seconds())
                 if found.horizon.at is not None and entry.stream.kind == "events":
                     behind.add_metric(name, max((found.horizon.at - entry.complete_through).total_seconds(), 0.0))
