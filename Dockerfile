@@ -16,7 +16,7 @@ RUN python3 -m venv /opt/retailmedia \
 FROM ${BASE}
 LABEL org.opencontainers.image.title="retailmedia-sync" \
       org.opencontainers.image.description="Advertising data from PostgreSQL into ClickHouse, on Celery"
-RUN mkdir -p /app /var/lib/retailmedia && chown 10001:10001 /var/lib/retailmedia
+RUN mkdir -p /app /var/lib/retailmedia/beat && chown -R 10001:10001 /var/lib/retailmedia
 COPY --from=packages /opt/retailmedia /opt/retailmedia
 COPY deploy/retailmedia /usr/local/bin/retailmedia
 COPY beat_schedule.py main.py /app/

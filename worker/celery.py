@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,10 +152,41 @@ def _deliver_counts() -> None:
         observe.deliver(found.store)
 
 
+def guarded_strategy(task: Any, app: Celery[Any], consumer: Any, **options: Any) -> Callable[..., Any]:
+    """What a worker does with a message: Celery's own, but what is not JSON, or too large, is refused unread."""
+    # Here, not above: only a worker needs it.
+    from celery.utils.log import get_logger
+    from celery.worker.strategy import default
+
+    handle: Callable[..., Any] = default(task, app, consumer, **options)
+    limit, celery_log = load().message_limit_bytes, get_logger(__name__)
+
+    def received(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
+        reason = "content type" if message.content_type != "application/json" else ""
+        reason = reason or ("size" if len(message.body) > limit else "")
+        if not reason:
+            return handle(message, body, ack, reject, callbacks, **more)
+        log.error(
+            "message.refused",
+            reason=reason,
+            task=task.name,
+            task_id=str(message.headers.get("id"))[:80],
+            content_type=str(message.content_type)[:80],
+            bytes=len(message.body),
+        )
+        observe.note_refused_message(reason)
+        reject(celery_log, consumer.connection_errors)
+        observe.deliver(servers().store)
+        return None
+
+    return received
+
+
 class DomainTask(Task):  # type: ignore[type-arg]
     """Base of every task: what it logs carries its id and name."""
 
     abstract = True
+    Strategy = "worker.celery:guarded_strategy"
     max_retries = 3
     default_retry_delay = 1
 
