@@ -131,12 +131,18 @@ debuggable = click.option(
 
 @cli.command("migrate")
 @click.option("--status", "only_status", is_flag=True, help="Show how each migration stands and change nothing.")
+@click.option("--check", "only_check", is_flag=True, help="Fail unless the schema is current; change nothing.")
 @as_json
 @debuggable
-def migrate_command(only_status: bool, as_json: bool) -> None:
+def migrate_command(only_status: bool, only_check: bool, as_json: bool) -> None:
     """Bring the ClickHouse schema up to date."""
     settings = _settings()
     _ping_sink(settings)
+    if only_check:
+        with Sink(settings) as sink:
+            migrate.require_current(sink, settings)
+        screens.say(f"The schema of {settings.server_label('clickhouse')} is current.")
+        return
     with Sink(settings) as sink:
         done = [] if only_status else migrate.migrate(sink, settings)
         found = migrate.status(sink, settings)

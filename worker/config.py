@@ -11,7 +11,7 @@ import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -33,6 +33,7 @@ class ClickHouseAddress(NamedTuple):
     password: str
     database: str
     secure: bool
+    ca_certs: str | None = None
 
 
 class Settings(BaseSettings):
@@ -45,7 +46,8 @@ class Settings(BaseSettings):
     clickhouse_dsn: str = Field(
         "",
         repr=False,
-        description="Target, `clickhouse://user:password@host:9000/retailmedia`; `clickhouses://` is TLS.",
+        description="Target, `clickhouse://user:password@host:9000/retailmedia`; `clickhouses://` is TLS, `?ca_certs=` "
+        "whom to trust.",
     )
     redis_url: str = Field(
         "", repr=False, description="Broker, results and watermarks, `redis://:password@host:6379/0`."
@@ -240,6 +242,7 @@ class Settings(BaseSettings):
             password=unquote(parts.password or ""),
             database=database,
             secure=secure,
+            ca_certs=parse_qs(parts.query).get("ca_certs", [None])[0] if secure else None,
         )
 
     def server_label(self, which: Literal["postgres", "clickhouse", "redis"]) -> str:

@@ -160,7 +160,7 @@ def test_hostile_names_are_data(servers: Servers, writer: Connection) -> None:
     with writer.cursor() as cursor:
         for name in names:
             cursor.execute("INSERT INTO advertiser (name) VALUES (%s) RETURNING id", (name,))
-            (advertiser,) = cursor.fetchone()
+            ((advertiser,),) = cursor.fetchall()
             cursor.execute(
                 "INSERT INTO campaign (name, advertiser_id, bid, budget) VALUES (%s, %s, 1, 9)", (name, advertiser)
             )
@@ -343,7 +343,7 @@ def test_the_users_of_clickhouse_are_enough_and_no_more(engine: Any, writer: Con
             "swapping", f"EXCHANGE TABLES {refresh.shadow_name(run.run_id)} AND ad_events", retry=False
         )
         servers.sink.drop_abandoned("nothing", 0)
-        refused(servers.sink, *FORBIDDEN, "CREATE VIEW mine AS SELECT 1", "ALTER TABLE ad_events ADD COLUMN x Int8")
+        refused(servers.sink, *FORBIDDEN, "ALTER TABLE ad_events ADD COLUMN x Int8")
     finally:
         servers.close()
 
@@ -361,7 +361,7 @@ def test_the_users_of_clickhouse_are_enough_and_no_more(engine: Any, writer: Con
 
 FORBIDDEN = (
     "CREATE USER other",
-    "GRANT SELECT ON *.* TO limited",
+    "GRANT SELECT ON *.* TO default",
     "DROP DATABASE retailmedia",
     "CREATE DATABASE other",
     "SELECT * FROM file('/etc/passwd', 'LineAsString')",
@@ -372,8 +372,15 @@ FORBIDDEN = (
 )
 
 
+ACCESS_DENIED = 497
+
+
 def refused(sink: Sink, *statements: str) -> None:
+    codes: dict[str, int | None] = {}
     for statement in statements:
-        with pytest.raises(SinkFailure) as failure:
+        codes[statement] = 0
+        try:
             sink.command("trying", statement, retry=False)
-        assert failure.value.code == 497, f"{statement}: {failure.value}"
+        except SinkFailure as error:
+            codes[statement] = error.code
+    assert codes == dict.fromkeys(statements, ACCESS_DENIED)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -119,7 +120,9 @@ def encrypted(settings: Settings, tunnels: dict[str, Tunnel], trusted: Path) -> 
                 tunnels["postgres"].port,
                 f"?sslmode=verify-full&sslrootcert={trusted}",
             ),
-            "clickhouse_dsn": through(settings.clickhouse_dsn, "clickhouses", tunnels["clickhouse"].port),
+            "clickhouse_dsn": through(
+                settings.clickhouse_dsn, "clickhouses", tunnels["clickhouse"].port, f"?ca_certs={trusted}"
+            ),
             "redis_url": through(
                 settings.redis_url, "rediss", tunnels["redis"].port, f"?ssl_cert_reqs=required&ssl_ca_certs={trusted}"
             ),
@@ -128,10 +131,7 @@ def encrypted(settings: Settings, tunnels: dict[str, Tunnel], trusted: Path) -> 
     )
 
 
-def test_each_server_is_reached_over_tls(
-    settings: Settings, tunnels: dict[str, Tunnel], trusted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+def test_each_server_is_reached_over_tls(settings: Settings, tunnels: dict[str, Tunnel], trusted: Path) -> None:
     secure = encrypted(settings, tunnels, trusted)
     with Source(secure) as source:
         source.ping()
@@ -144,7 +144,7 @@ def test_each_server_is_reached_over_tls(
 
 
 def test_celery_speaks_to_its_broker_over_tls(settings: Settings, tunnels: dict[str, Tunnel], trusted: Path) -> None:
-    app = create_app(encrypted(settings, tunnels, trusted))
+    app: Any = create_app(encrypted(settings, tunnels, trusted))
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1)
         assert connection.default_channel.client.ping()
@@ -157,41 +157,44 @@ def test_the_doctor_finds_everything_over_tls(settings: Settings, tunnels: dict[
     secure = encrypted(settings, tunnels, trusted)
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", "status", "--json"],
-        cwd=ROOT, env=environment(secure, SSL_CERT_FILE=str(trusted)), capture_output=True, text=True, timeout=60,
+        cwd=ROOT, env=environment(secure), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("server", ["postgres", "clickhouse", "redis"])
 def test_a_certificate_of_somebody_unknown_is_refused(
-    settings: Settings, tunnels: dict[str, Tunnel], tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tunnels: dict[str, Tunnel], tmp_path: Path, server: str
 ) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
-    monkeypatch.setenv("SSL_CERT_FILE", str(other))
     _refused(encrypted(settings, tunnels, other), server)
 
 
 @pytest.mark.parametrize("tunnels", ["elsewhere.example"], indirect=True)
 @pytest.mark.parametrize("server", ["postgres", "clickhouse", "redis"])
 def test_a_certificate_for_another_name_is_refused(
-    settings: Settings, tunnels: dict[str, Tunnel], trusted: Path, server: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tunnels: dict[str, Tunnel], trusted: Path, server: str
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     _refused(encrypted(settings, tunnels, trusted), server)
 
 
 def _refused(secure: Settings, server: str) -> None:
+    asked = {"postgres": _ask_source, "clickhouse": _ask_sink, "redis": _ask_redis}[server]
     with pytest.raises(Unreachable, match=r"(?i)certificate|ssl"):
-        if server == "postgres":
-            with Source(secure) as source:
-                source.ping()
-        elif server == "clickhouse":
-            with Sink(secure) as sink:
-                sink.ping()
-        else:
-            store = WatermarkStore(secure)
-            try:
-                store.ping()
-            finally:
-                store.close()
+        asked(secure)
+
+
+def _ask_source(secure: Settings) -> None:
+    with Source(secure) as source:
+        source.ping()
+
+
+def _ask_sink(secure: Settings) -> None:
+    with Sink(secure) as sink:
+        sink.ping()
+
+
+def _ask_redis(secure: Settings) -> None:
+    with contextlib.closing(WatermarkStore(secure)) as store:
+        store.ping()
