@@ -16,9 +16,7 @@ BOARD: dict[str, Any] = json.loads((ROOT / "deploy/grafana/dashboards/retailmedi
 
 def documented() -> dict[str, set[str]]:
     """Each metric's labels, by docs/metrics.md."""
-    rows = re.findall(
-        r"^\| `(retailmedia_[a-z_]+)` *\|([^|]*)\|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(retailmedia_[a-z_]+)` *\|([^|]*)\|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
     return {name: {label.strip() for label in labels.split(",") if label.strip()} for name, labels in rows}
 
 
