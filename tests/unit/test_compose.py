@@ -106,7 +106,7 @@ def test_every_command_of_ours_exists(services: dict[str, Any], name: str) -> No
     )
     for option in (word.split("=")[0] for word in arguments[2:]):
         # Flower's options are its own, shown by its own help.
-        known = done.stdout if arguments[1] != "flower" else done.stdout + "--address --port"
+        known = done.stdout if arguments[1] != "flower" else done.stdout + "--address --port --tasks_columns"
         assert option in known, f"celery {arguments[1]} knows no {option}"
 
 
