@@ -88,7 +88,7 @@ def test_what_is_not_secret_stays(lines: Any) -> None:
 def test_every_line_of_a_task_says_which_task_run_stream_and_window_it_is_about(lines: Any) -> None:
     app = create_app(load(redis_url="redis://127.0.0.1:1/0"))
 
-    @app.task(name="told")  # type: ignore[untyped-decorator]
+    @app.task(name="told")
     def told(**_: Any) -> None:
         structlog.get_logger().info("window.loaded", rows=1)
         logging.getLogger("library").warning("beside it")
