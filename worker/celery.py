@@ -195,17 +195,20 @@ class DomainTask(Task):  # type: ignore[type-arg]
         structlog.contextvars.clear_contextvars()
         fields = {key: kwargs[key] for key in ("run_id", "stream", "lo", "hi") if kwargs.get(key)}
         structlog.contextvars.bind_contextvars(task_id=self.request.id, task=self.name, **fields)
-        begun, outcome = time.monotonic(), "failed"
+        begun, outcome, redis_away = time.monotonic(), "failed", False
         try:
             result = super().__call__(*args, **kwargs)
             outcome = "succeeded"
             return result
         except Exception as error:
             log.warning("task.failed", error=str(error), kind=type(error).__name__)
+            redis_away = isinstance(error, Unreachable)
             raise
         finally:
             observe.note_task(self.name, outcome, time.monotonic() - begun)
-            _deliver_counts()
+            # A task that found Redis away would only wait for it once more; the next one delivers.
+            if not redis_away:
+                _deliver_counts()
             structlog.contextvars.clear_contextvars()
 
 

@@ -138,12 +138,14 @@ def _progress(store: WatermarkStore, run_id: str, stream: Stream) -> Any:
 
 
 def show_progress(told: str) -> None:
-    """Says in Flower, and in the task's state, how far the task under way is. Nothing depends on its arrival."""
+    """Says in Flower how far the task under way is, as its state and result. Nothing depends on its arrival.
+
+    An event only, sent once: the result backend is patient, and a window must not wait for Redis to come back.
+    """
     task = current_task
     if task and task.request.id and not task.request.called_directly:
         with suppress(Exception):
-            task.send_event(PROGRESS_EVENT, result=told)
-            task.update_state(state=PROGRESS, meta={"progress": told})
+            task.send_event(PROGRESS_EVENT, retry=False, result=told)
 
 
 def _note_failure(
