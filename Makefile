@@ -3,10 +3,10 @@ SHELL := /bin/sh
 PYTHON_BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test chaos up down check bench lock
+.PHONY: help environment demo test chaos up down check bench lock env image compose-test
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 environment:
 	@scripts/environment
@@ -27,14 +27,24 @@ up: environment ## Start servers, workers, beat and Flower; Ctrl-C stops them
 down: environment ## Stop whatever was left running
 	@.venv/bin/retailmedia down
 
-check: environment ## Lint, formatting, types, layers
+check: environment ## Lint, formatting, types, layers, known vulnerabilities
 	$(PYTHON_BIN) -m ruff check .
 	$(PYTHON_BIN) -m ruff format --check .
 	$(PYTHON_BIN) -m mypy
 	$(PYTHON_BIN) -m pytest tests/unit/test_layers.py
+	scripts/audit
 
 bench: environment ## Measure speed
 	@$(PYTHON_BIN) -m bench
 
 lock: environment ## Pin the dependencies anew, with hashes
 	@scripts/lock
+
+env: ## Write .env for docker-compose, with random passwords
+	@scripts/env
+
+image: ## Build the container image: BASE_IMAGE=…
+	@docker build $(if $(BASE_IMAGE),--build-arg BASE=$(BASE_IMAGE)) --tag retailmedia-sync:latest .
+
+compose-test: environment ## Run the containers for real: scale, kill, stop, compare
+	@$(PYTHON_BIN) -m tests.compose

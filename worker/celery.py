@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -12,7 +15,7 @@ from celery import Celery, Task, signals
 from kombu import Exchange, Queue
 
 from beat_schedule import PROFILES
-from worker import logs
+from worker import logs, observe
 from worker.config import Settings, load
 from worker.errors import Unreachable
 from worker.ledger import Ledger
@@ -138,6 +141,8 @@ def servers() -> Servers:
 
 
 def _forget_servers(**_: Any) -> None:
+    # What was counted before the fork is the parent's to deliver.
+    logs.tally.take()
     found: Servers | None = getattr(_local, "servers", None)
     _local.servers = None
     if found is not None:
@@ -145,10 +150,47 @@ def _forget_servers(**_: Any) -> None:
             found.close()
 
 
+def _deliver_counts() -> None:
+    found: Servers | None = getattr(_local, "servers", None)
+    if found is not None:
+        observe.deliver(found.store)
+
+
+def guarded_strategy(task: Any, app: Celery[Any], consumer: Any, **options: Any) -> Callable[..., Any]:
+    """What a worker does with a message: Celery's own, but what is not JSON, or too large, is refused unread."""
+    # Here, not above: only a worker needs it.
+    from celery.utils.log import get_logger
+    from celery.worker.strategy import default
+
+    handle: Callable[..., Any] = default(task, app, consumer, **options)
+    limit, celery_log = load().message_limit_bytes, get_logger(__name__)
+
+    def received(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
+        reason = "content type" if message.content_type != "application/json" else ""
+        reason = reason or ("size" if len(message.body) > limit else "")
+        if not reason:
+            return handle(message, body, ack, reject, callbacks, **more)
+        log.error(
+            "message.refused",
+            reason=reason,
+            task=task.name,
+            task_id=str(message.headers.get("id"))[:80],
+            content_type=str(message.content_type)[:80],
+            bytes=len(message.body),
+        )
+        observe.note_refused_message(reason)
+        reject(celery_log, consumer.connection_errors)
+        observe.deliver(servers().store)
+        return None
+
+    return received
+
+
 class DomainTask(Task):  # type: ignore[type-arg]
     """Base of every task: what it logs carries its id and name."""
 
     abstract = True
+    Strategy = "worker.celery:guarded_strategy"
     max_retries = 3
     default_retry_delay = 1
 
@@ -157,12 +199,20 @@ class DomainTask(Task):  # type: ignore[type-arg]
         structlog.contextvars.clear_contextvars()
         fields = {key: kwargs[key] for key in ("run_id", "stream", "lo", "hi") if kwargs.get(key)}
         structlog.contextvars.bind_contextvars(task_id=self.request.id, task=self.name, **fields)
+        begun, outcome, redis_away = time.monotonic(), "failed", False
         try:
-            return super().__call__(*args, **kwargs)
+            result = super().__call__(*args, **kwargs)
+            outcome = "succeeded"
+            return result
         except Exception as error:
             log.warning("task.failed", error=str(error), kind=type(error).__name__)
+            redis_away = isinstance(error, Unreachable)
             raise
         finally:
+            observe.note_task(self.name, outcome, time.monotonic() - begun)
+            # A task that found Redis away would only wait for it once more; the next one delivers.
+            if not redis_away:
+                _deliver_counts()
             structlog.contextvars.clear_contextvars()
 
 
@@ -179,6 +229,26 @@ app = create_app(load())
 
 signals.worker_process_init.connect(_forget_servers, weak=False)
 signals.worker_process_shutdown.connect(_forget_servers, weak=False)
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):
+        path.touch()
+
+
+@signals.heartbeat_sent.connect(weak=False)
+def _worker_lives(**_: Any) -> None:
+    # Sent by the main process every two seconds, and only while the broker takes it.
+    path = load().heartbeat_file
+    if path is not None:
+        _touch(path)
+
+
+@signals.beat_init.connect(weak=False)
+def _beat_lives(**_: Any) -> None:
+    path = load().heartbeat_file
+    if path is not None:
+        signals.after_task_publish.connect(lambda **_: _touch(path), weak=False)
 
 
 @signals.beat_init.connect(weak=False)

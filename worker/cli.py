@@ -132,12 +132,18 @@ debuggable = click.option(
 
 @cli.command("migrate")
 @click.option("--status", "only_status", is_flag=True, help="Show how each migration stands and change nothing.")
+@click.option("--check", "only_check", is_flag=True, help="Fail unless the schema is current; change nothing.")
 @as_json
 @debuggable
-def migrate_command(only_status: bool, as_json: bool) -> None:
+def migrate_command(only_status: bool, only_check: bool, as_json: bool) -> None:
     """Bring the ClickHouse schema up to date."""
     settings = _settings()
     _ping_sink(settings)
+    if only_check:
+        with Sink(settings) as sink:
+            migrate.require_current(sink, settings)
+        screens.say(f"The schema of {settings.server_label('clickhouse')} is current.")
+        return
     with Sink(settings) as sink:
         done = [] if only_status else migrate.migrate(sink, settings)
         found = migrate.status(sink, settings)
@@ -493,6 +499,28 @@ def doctor_command(as_json: bool) -> None:
         sys.exit(RetailMediaError.exit_code)
     if not as_json:
         screens.say("Everything is as it should be.")
+
+
+@cli.command("metrics")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9808, show_default=True, help="0 takes a free one.")
+@debuggable
+def metrics_command(host: str, port: int) -> None:
+    """Serve /metrics for Prometheus until stopped. One exporter serves an installation, however many workers."""
+    from worker.prometheus import Exporter
+
+    settings = _settings()
+    try:
+        exporter = Exporter(settings, host, port)
+    except OSError as error:
+        raise RetailMediaError(f"Port {port} of {host} cannot be listened on: {error.strerror}.") from None
+    with _stoppable(), exporter:
+        screens.say(f"Metrics are at http://{host}:{exporter.server_port}/metrics.")
+        try:
+            exporter.serve_forever()
+        except (KeyboardInterrupt, Stopped):
+            # The ordinary end.
+            return
 
 
 # Bringing up and down

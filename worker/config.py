@@ -11,13 +11,15 @@ import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import BadInput, Unreachable
+
+EXAMPLE_PASSWORD = "change-me-"  # noqa: S105 - how the passwords of .env.example begin
 
 PricingModel = Literal["cpc", "cpm", "cpi"]
 
@@ -31,6 +33,7 @@ class ClickHouseAddress(NamedTuple):
     password: str
     database: str
     secure: bool
+    ca_certs: str | None = None
 
 
 class Settings(BaseSettings):
@@ -43,7 +46,8 @@ class Settings(BaseSettings):
     clickhouse_dsn: str = Field(
         "",
         repr=False,
-        description="Target, `clickhouse://user:password@host:9000/retailmedia`; `clickhouses://` is TLS.",
+        description="Target, `clickhouse://user:password@host:9000/retailmedia`; `clickhouses://` is TLS, `?ca_certs=` "
+        "whom to trust.",
     )
     redis_url: str = Field(
         "", repr=False, description="Broker, results and watermarks, `redis://:password@host:6379/0`."
@@ -132,6 +136,17 @@ class Settings(BaseSettings):
         5555, ge=0, le=65535, description="Flower's port on the loopback interface; 0 takes a free one."
     )
 
+    # Operation
+    development: bool = Field(False, description="true lets the passwords of .env.example pass.")
+    heartbeat_file: Path | None = Field(
+        None, description="Touched by a worker, and by beat, while it and the broker talk; for health checks."
+    )
+    message_limit_bytes: int = Field(
+        65_536, ge=4096, description="A task message whose arguments are larger is refused unread."
+    )
+    clickhouse_cluster: str = Field(
+        "", pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="Cluster on which the schema is created; empty: one server."
+    )
     log_format: Literal["console", "json"] = Field("console")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO")
 
@@ -151,6 +166,24 @@ class Settings(BaseSettings):
                 "POSTGRES_STATEMENT_TIMEOUT_SECONDS must not exceed a third of VISIBILITY_TIMEOUT_SECONDS "
                 f"({self.task_time_limit_seconds})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _passwords_are_own(self) -> Settings:
+        if not self.development:
+            for name in (
+                "postgres_dsn",
+                "clickhouse_dsn",
+                "redis_url",
+                "pg_password",
+                "ch_password",
+                "flower_password",
+            ):
+                if EXAMPLE_PASSWORD in getattr(self, name):
+                    raise ValueError(
+                        f"{name.upper()} holds a password of .env.example, which everybody knows; run `make env`, "
+                        "or set DEVELOPMENT=true on a machine nobody else can reach"
+                    )
         return self
 
     @property
@@ -225,6 +258,7 @@ class Settings(BaseSettings):
             password=unquote(parts.password or ""),
             database=database,
             secure=secure,
+            ca_certs=parse_qs(parts.query).get("ca_certs", [None])[0] if secure else None,
         )
 
     def server_label(self, which: Literal["postgres", "clickhouse", "redis"]) -> str:

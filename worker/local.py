@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     BEAT: ("beat", "--pidfile="),
     FRESH: ("worker", "--hostname", "fresh@%h", "--queues", "realtime,maintenance", *WORKER_OPTIONS),
     BULK: ("worker", "--hostname", "bulk@%h", "--queues", "backfill", *WORKER_OPTIONS),
-    FLOWER: ("flower", "--address=127.0.0.1"),
+    FLOWER: ("flower", "--address=127.0.0.1", "--tasks_columns=name,kwargs,result,state,received,runtime,worker"),
 }
 STOP_SIGNALS = {
     # Warm: the tasks under way are finished. Then soft: they are given ten seconds and handed back.

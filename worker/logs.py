@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
+from collections import Counter
 from typing import Any
 
 import structlog
@@ -12,7 +14,44 @@ import structlog
 from worker.config import Settings
 
 _PASSWORD = re.compile(r"(?P<head>[a-z][a-z0-9+]*://[^\s:/@]*:)[^\s@]+@", re.IGNORECASE)
-_ASSIGNED = re.compile(r"(?P<head>\b(?:password|passwd|secret|token)\s*=\s*)\S+", re.IGNORECASE)
+_NAMES = r"password|passwd|requirepass|secret|token|basic_auth"
+_ASSIGNED = re.compile(
+    rf"""(?P<head>\b\w*(?:{_NAMES})["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&}}]+)""",
+    re.IGNORECASE,
+)
+_SECRET_KEY = re.compile(_NAMES, re.IGNORECASE)
+
+_CODE = re.compile(r"\((code \d+|SQLSTATE \w+)\)")
+_RETRIES = {"sink.retry": "clickhouse", "source.retry": "postgres"}
+
+
+class Tally:
+    """Counts of this process by name and labels, until somebody takes them to where all processes are added up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Adds to a count. Labels must have few values."""
+        with self._lock:
+            self._counts[name, tuple(sorted(labels.items()))] += amount  # type: ignore[assignment]
+
+    def take(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Everything counted since the last time."""
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return dict(taken)
+
+    def put_back(self, taken: dict[tuple[str, tuple[tuple[str, str], ...]], float]) -> None:
+        """Counts that could not be delivered are delivered next time."""
+        with self._lock:
+            for key, amount in taken.items():
+                self._counts[key] += amount  # type: ignore[assignment]
+
+
+tally = Tally()
+"""Of this process. A fork inherits what was counted before it, so a new child begins with `take`."""
 
 
 def redacted(text: str) -> str:
@@ -20,8 +59,42 @@ def redacted(text: str) -> str:
     return _ASSIGNED.sub(r"\g<head>***", _PASSWORD.sub(r"\g<head>***@", text))
 
 
+def _struck(key: object, value: Any) -> Any:
+    """A field's value, secrets struck out at any depth."""
+    if isinstance(key, str) and _SECRET_KEY.search(key) and isinstance(value, str) and value:
+        return "***"
+    match value:
+        case str():
+            return redacted(value)
+        case dict():
+            return {inner: _struck(inner, item) for inner, item in value.items()}
+        case list() | tuple():
+            return [_struck(None, item) for item in value]
+        case BaseException():
+            return redacted(str(value))
+    return value
+
+
 def _redact(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return {key: redacted(value) if isinstance(value, str) else value for key, value in event.items()}
+    return {key: _struck(key, value) for key, value in event.items()}
+
+
+def _positional(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Lines of the standard library: their arguments filled in before secrets are looked for."""
+    record = event.get("_record")
+    if isinstance(record, logging.LogRecord):
+        event.setdefault("logger", record.name)
+    return event
+
+
+def _count_retries(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    server = _RETRIES.get(str(event.get("event")))
+    if server:
+        cause = str(event.get("cause", ""))
+        found = _CODE.search(cause)
+        told = found[1] if found else "unreachable" if "cannot be reached" in cause else "connection lost"
+        tally.add("retries", server=server, cause=told)
+    return event
 
 
 def configure(settings: Settings) -> None:
@@ -31,6 +104,8 @@ def configure(settings: Settings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _positional,
+        _count_retries,
         _redact,
     ]
     renderer: structlog.typing.Processor = (

@@ -3,6 +3,10 @@
 A file that was applied and has changed or vanished since is refused: the schema in front of us would not be the one
 the files describe. Files that name a setting (`{reporting_timezone}`) hold CREATE OR REPLACE and are applied again
 when that setting changes.
+
+With `CLICKHOUSE_CLUSTER` set, the database is made on every server of that cluster with engine Replicated, and tables
+get replicated engines: whatever is created, altered, exchanged or dropped in it on one replica happens on all, so
+staging tables, rebuilds and swaps need to know nothing of it. The cluster has one shard.
 """
 
 from __future__ import annotations
@@ -56,6 +60,29 @@ class Status:
     applied_at: datetime | None = None
 
 
+_ENGINE = re.compile(r"^(?P<head>ENGINE = )(?P<engine>\w*MergeTree)\b", re.MULTILINE)
+
+
+def replicated(statement: str) -> str:
+    """The statement with replicated engines, whose deduplication is a setting of another name.
+
+    Engines take the path and name of a replica from the server's `default_replica_path` and `default_replica_name`;
+    a Replicated database insists on that.
+    """
+    with_engines = _ENGINE.sub(r"\g<head>Replicated\g<engine>", statement)
+    return with_engines.replace("non_replicated_deduplication_window", "replicated_deduplication_window")
+
+
+def create_database(settings: Settings, database: str) -> str:
+    """The statement that makes the database: on one server, or on every server of the cluster."""
+    if not settings.clickhouse_cluster:
+        return f"CREATE DATABASE IF NOT EXISTS {quoted(database)}"
+    path = literal(f"/clickhouse/databases/{database}")
+    on_all = f"CREATE DATABASE IF NOT EXISTS {quoted(database)} ON CLUSTER {quoted(settings.clickhouse_cluster)}"
+    # Braces are the servers' own macros.
+    return f"{on_all} ENGINE = Replicated({path}, '{{shard}}', '{{replica}}')"
+
+
 def migrations(settings: Settings, folder: Path = MIGRATIONS) -> list[Migration]:
     """The files in order. Raises `SchemaMismatch` for a file whose name has no number."""
     result = []
@@ -64,7 +91,8 @@ def migrations(settings: Settings, folder: Path = MIGRATIONS) -> list[Migration]
             raise SchemaMismatch(f"{path.name} is not named like 0001_what_it_makes.sql.")
         text = path.read_text(encoding="utf-8")
         zone = literal(settings.reporting_timezone)
-        result.append(Migration(path.name, text, text.replace("'{reporting_timezone}'", zone)))
+        statement = text.replace("'{reporting_timezone}'", zone)
+        result.append(Migration(path.name, text, replicated(statement) if settings.clickhouse_cluster else statement))
     numbers = [migration.name[:4] for migration in result]
     twice = {number for number in numbers if numbers.count(number) > 1}
     if twice:
@@ -99,7 +127,14 @@ def status(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[St
 def migrate(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[str]:
     """Applies what is pending or outdated; returns the names. Raises `SchemaMismatch` before changing anything."""
     with Sink(settings, database="default") as bare:
-        bare.command("creating the database", f"CREATE DATABASE IF NOT EXISTS {quoted(sink.database)}")
+        found = bare.named("doctor", "database", {"database": sink.database})
+        if found and (found[0][0] == "Replicated") != bool(settings.clickhouse_cluster):
+            raise SchemaMismatch(
+                f"Database {sink.database} has engine {found[0][0]}, which "
+                f"{'is not for a cluster' if settings.clickhouse_cluster else 'needs CLICKHOUSE_CLUSTER'}; name another "
+                "database in CLICKHOUSE_DSN, and a pipeline run fills it."
+            )
+        bare.command("creating the database", create_database(settings, sink.database))
     standing = status(sink, settings, folder)
     for state, told in (("changed", "was changed after it was applied"), ("vanished", "was applied and is gone")):
         names = [entry.name for entry in standing if entry.state == state]
@@ -107,7 +142,8 @@ def migrate(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[s
             raise SchemaMismatch(
                 f"Migration {', '.join(names)} {told}; restore the file as it was and put the change in a new one."
             )
-    sink.command("creating the migration history", named("migrate", "create_history"))
+    history = named("migrate", "create_history")
+    sink.command("creating the migration history", replicated(history) if settings.clickhouse_cluster else history)
     due = {entry.name: entry.state for entry in standing if entry.state != "applied"}
     done = []
     for migration in migrations(settings, folder):

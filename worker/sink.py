@@ -104,6 +104,7 @@ class Sink:
                 password=self._address.password,
                 database=self.database,
                 secure=self._address.secure,
+                ca_certs=self._address.ca_certs,
                 client_name="retailmedia",
                 connect_timeout=settings.connect_timeout_seconds,
                 send_receive_timeout=settings.clickhouse_timeout_seconds,

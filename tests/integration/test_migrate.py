@@ -81,3 +81,30 @@ def test_the_calendar_reaches_five_years_ahead(servers: Servers) -> None:
     assert str(first) == "1970-01-01"
     assert ahead
     assert (weekend, total) == (0, 0)
+
+
+def test_on_a_cluster_every_table_is_replicated_and_deduplicates(settings: Settings, servers: Servers) -> None:
+    clustered = settings.model_copy(update={"clickhouse_cluster": "main"})
+    alone = {migration.name: migration.statement for migration in migrate.migrations(settings)}
+    for migration in migrate.migrations(clustered):
+        statement = migration.statement
+        # The engine parses it; what Keeper does with it cannot be tried here.
+        servers.sink.query("parsing", "SELECT formatQuery(%(text)s)", {"text": statement})
+        if "CREATE TABLE" in statement:
+            assert "ENGINE = Replicated" in statement, migration.name
+        assert "non_replicated" not in statement
+        back = statement.replace("ENGINE = Replicated", "ENGINE = ").replace(
+            " replicated_deduplication", " non_replicated_deduplication"
+        )
+        assert back == alone[migration.name]
+    made = migrate.create_database(clustered, "retailmedia")
+    (told,) = servers.sink.query("parsing", "SELECT formatQuery(%(text)s)", {"text": made})[0]
+    assert "ON CLUSTER main" in told
+    assert "Replicated('/clickhouse/databases/retailmedia', '{shard}', '{replica}')" in told
+
+
+def test_a_database_of_one_server_is_not_taken_for_a_clusters(settings: Settings, servers: Servers) -> None:
+    clustered = settings.model_copy(update={"clickhouse_cluster": "main"})
+    with pytest.raises(SchemaMismatch, match="engine Atomic, which is not for a cluster"):
+        migrate.migrate(servers.sink, clustered)
+    assert migrate.migrate(servers.sink, settings) == []

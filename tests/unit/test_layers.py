@@ -26,10 +26,11 @@ LAYERS: dict[str, int] = {
             "queries",
             "standing",
             "anomalies",
+            "observe",
         ),
         3,
     ),
-    **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo"), 4),
+    **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo", "prometheus"), 4),
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.

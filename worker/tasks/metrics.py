@@ -5,10 +5,11 @@ And what looks at those metrics afterwards.
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
-from worker import anomalies, metrics, planner, standing
+from worker import anomalies, metrics, observe, planner, standing
 from worker.celery import Servers, app, servers
 from worker.streams import EVENT_STREAMS
 from worker.tasks import arguments
@@ -70,7 +71,10 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
                 return rebuilt
             if rebuilt >= DAYS_A_CALL:
                 break
-            rebuilt += metrics.rebuild(here.sink, here.settings, days[:DAYS_A_CALL]).days
+            begun = time.monotonic()
+            count = metrics.rebuild(here.sink, here.settings, days[:DAYS_A_CALL]).days
+            observe.note_rebuild(count, time.monotonic() - begun)
+            rebuilt += count
     advance.apply_async(queue="maintenance")
     return rebuilt
 

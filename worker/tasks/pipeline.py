@@ -32,9 +32,10 @@ def run(
     """Starts a run over these streams (default all) and hands out its first windows."""
     arguments.no_others("run", "streams, metrics_update and run_id", unknown)
     chosen, update = arguments.stream_list(streams), arguments.flag("metrics_update", metrics_update)
+    asked = arguments.run_id(run_id)
     here = servers()
     now = here.source.now()
-    name = arguments.run_id(run_id) or pipeline.new_run_id(to_micros(now))
+    name = asked or pipeline.new_run_id(to_micros(now))
     to_count: list[tuple[Stream, Window]] = []
     if here.ledger.run(name) is None:
         here.ledger.save_run(Run(name, "pipeline", tuple(s.name for s in chosen), update, until=now, started_at=now))
@@ -52,8 +53,9 @@ def run(
 def step(run_id: str, **unknown: Any) -> dict[str, Any]:
     """Takes a run as far as it goes now: hands out windows, waits, or ends it. Idempotent."""
     arguments.no_others("step", "run_id", unknown)
+    asked = arguments.run_id(run_id)
     here = servers()
-    found = here.ledger.run(arguments.run_id(run_id))
+    found = here.ledger.run(asked)
     if found is None or found.state != "running":
         return {"run_id": run_id, "state": found.state if found else "unknown"}
     streams = [stream_of(name) for name in found.streams]

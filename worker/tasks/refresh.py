@@ -30,9 +30,10 @@ def full_refresh(
     """Loads these streams (default all) anew and swaps them in; readers see the old rows until then."""
     arguments.no_others("full_refresh", "streams, metrics_update and run_id", unknown)
     chosen, update = arguments.stream_list(streams), arguments.flag("metrics_update", metrics_update)
+    asked = arguments.run_id(run_id)
     here = servers()
     now = here.source.now()
-    name = arguments.run_id(run_id) or pipeline.new_run_id(to_micros(now))
+    name = asked or pipeline.new_run_id(to_micros(now))
     if here.ledger.run(name) is None:
         here.ledger.save_run(Run(name, "refresh", tuple(s.name for s in chosen), update, until=now, started_at=now))
         for stream in chosen:
@@ -46,8 +47,9 @@ def full_refresh(
 def step(run_id: str, **unknown: Any) -> dict[str, Any]:
     """Takes a refresh as far as it goes now: shadow, windows, swap, metrics. Idempotent."""
     arguments.no_others("step", "run_id", unknown)
+    asked = arguments.run_id(run_id)
     here = servers()
-    found = here.ledger.run(arguments.run_id(run_id))
+    found = here.ledger.run(asked)
     if found is None or found.state != "running":
         return {"run_id": run_id, "state": found.state if found else "unknown"}
     with here.store.lease(f"run:{run_id}", here.settings.lease_seconds) as held:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import structlog
-from celery import chord, group
+from celery import chord, current_task, group
 
-from worker import pipeline, planner
+from worker import observe, pipeline, planner
 from worker.celery import Servers, app, servers
 from worker.errors import RetailMediaError
 from worker.planner import Plan
@@ -19,6 +21,9 @@ from worker.watermarks import WatermarkStore
 from worker.windows import Window
 
 log = structlog.get_logger()
+
+PROGRESS, PROGRESS_EVENT = "PROGRESS", "task-progress"
+"""State of a task that is under way and has said how far it is, and the event by which Flower learns of it."""
 
 HEAP_SECONDS = 0.5
 """Ticks of the same streams that follow each other closer than this are one."""
@@ -91,6 +96,7 @@ def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, 
     with here.store.window_lease(stream, uuid, window, here.settings.lease_seconds) as held:
         if held is None:
             return {"stream": stream.name, "skipped": "another worker is loading this window"}
+        begun = time.monotonic()
         try:
             done = pipeline.load_window(
                 here.source,
@@ -105,23 +111,41 @@ def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, 
                 on_rows=_progress(here.store, run_id, stream),
             )
         except RetailMediaError as error:
+            observe.note_failed_window(stream.name, type(error).__name__)
             _note_failure(here, stream, uuid, window, run_id, error)
             raise
     if run_id:
         here.store.add_progress(run_id, stream, windows=1)
     if done.already:
         return {"stream": stream.name, "skipped": "already loaded"}
+    observe.note_window(stream.name, done.loaded, done.quarantined, time.monotonic() - begun)
     log.info("window.loaded", stream=stream.name, rows=done.loaded, quarantined=done.quarantined, days=done.days)
     result = {"stream": stream.name, "rows": done.loaded, "days": done.days}
     return {**result, "quarantined": done.quarantined} if done.quarantined else result
 
 
 def _progress(store: WatermarkStore, run_id: str, stream: Stream) -> Any:
+    so_far = 0
+
     def count(rows: int) -> None:
+        nonlocal so_far
+        so_far += rows
+        show_progress(f"{so_far:,} rows of {stream.name}")
         if run_id:
             store.add_progress(run_id, stream, rows=rows)
 
     return count
+
+
+def show_progress(told: str) -> None:
+    """Says in Flower how far the task under way is, as its state and result. Nothing depends on its arrival.
+
+    An event only, sent once: the result backend is patient, and a window must not wait for Redis to come back.
+    """
+    task = current_task
+    if task and task.request.id and not task.request.called_directly:
+        with suppress(Exception):
+            task.send_event(PROGRESS_EVENT, retry=False, result=told)
 
 
 def _note_failure(
@@ -144,12 +168,14 @@ def load_dimension(stream: str, run_id: str | None = None, **unknown: Any) -> di
     with here.store.lease(f"dimension:{chosen.name}", here.settings.lease_seconds) as held:
         if held is None:
             return {"stream": chosen.name, "skipped": "another worker is loading it"}
+        begun = time.monotonic()
         try:
             done = pipeline.load_dimension(
                 here.source, here.sink, here.ledger, here.settings, chosen, uuid=uuid, run_id=run
             )
         finally:
             here.store.clear_flight(chosen, uuid)
+    observe.note_window(chosen.name, done.loaded, 0, time.monotonic() - begun)
     if run:
         here.store.add_progress(run, chosen, windows=1, rows=done.loaded)
     return {"stream": chosen.name, "rows": done.loaded}
