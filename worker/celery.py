@@ -88,6 +88,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_queues": [Queue(name, Exchange("retailmedia"), routing_key=name) for name in QUEUES],
         "task_routes": {
             "worker.tasks.maintenance.*": {"queue": "maintenance"},
+            "worker.tasks.quality.*": {"queue": "maintenance"},
+            "worker.tasks.alerts.*": {"queue": "maintenance"},
             "worker.tasks.refresh.*": {"queue": "backfill"},
         },
         "timezone": "UTC",
@@ -95,7 +97,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "beat_schedule": PROFILES[settings.schedule_profile],
         "beat_schedule_filename": str(settings.retailmedia_home / "beat" / "schedule"),
         "beat_max_loop_interval": 1,
-        "imports": [f"worker.tasks.{name}" for name in ("sync", "metrics", "pipeline", "refresh", "maintenance")],
+        "imports": [
+            f"worker.tasks.{name}"
+            for name in ("sync", "metrics", "pipeline", "refresh", "maintenance", "quality", "alerts")
+        ],
     }
 
 

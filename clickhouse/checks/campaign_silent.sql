@@ -14,19 +14,23 @@ SELECT
     campaign.campaign_name AS campaign_name,
     campaign.start_date AS start_date,
     campaign.end_date AS end_date,
-    if(delivered.events = 0, NULL, delivered.last_at) AS last_event_at,
+    if(delivered.days = 0, NULL, delivered.last_at) AS last_event_before,
     through AS complete_through
 FROM campaign_dimension AS campaign
 LEFT JOIN
 (
-    SELECT campaign_id, max(created_at) AS last_at, count() AS events
-    FROM ad_events FINAL
+    -- To the end of the hour of the last event.
+    SELECT
+        campaign_id,
+        count() AS days,
+        max(toDateTime64(date_id, 6, {zone:String}) + toIntervalHour(arrayLastIndex(n -> n > 0, arrayMap((i, c) -> i + c, impressions_by_hour, clicks_by_hour)))) AS last_at
+    FROM daily_campaign_performance
     GROUP BY campaign_id
 ) AS delivered ON delivered.campaign_id = campaign.campaign_id
 WHERE NOT campaign.is_deleted
     AND campaign.start_date IS NOT NULL
     AND toDateTime64(campaign.start_date, 6, {zone:String}) <= through - toIntervalHour({silent_hours:UInt32})
     AND ifNull(campaign.end_date >= day, true)
-    AND (delivered.events = 0 OR delivered.last_at < through - toIntervalHour({silent_hours:UInt32}))
+    AND (delivered.days = 0 OR delivered.last_at < through - toIntervalHour({silent_hours:UInt32}))
 ORDER BY campaign_id
-SETTINGS join_use_nulls = 0, do_not_merge_across_partitions_select_final = 1
+SETTINGS join_use_nulls = 0

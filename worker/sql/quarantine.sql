@@ -5,7 +5,7 @@ SELECT event_id, content FROM quarantine_decisions FINAL
 WHERE stream = %(stream)s AND decision = 'release' AND event_id IN %(ids)s
 
 -- name: rows
--- {condition} is made of the clauses below.
+-- The condition is made of the clauses below.
 SELECT stream, event_id, rule, state, reason, decided_at, row, lo, hi, run_id, quarantined_at
 FROM quarantine
 WHERE state IN %(states)s{condition}
@@ -24,6 +24,10 @@ AND event_id IN %(ids)s
 -- name: counts
 SELECT stream, state, count() FROM quarantine GROUP BY stream, state ORDER BY stream, state
 
+-- name: not_loaded
+-- By stream, rows that are in quarantine now.
+SELECT stream, count() FROM quarantine WHERE state != 'loaded' GROUP BY stream
+
 -- name: by_rule
 SELECT stream, rule, state, count(), min(quarantined_at), max(quarantined_at)
 FROM quarantine GROUP BY stream, rule, state ORDER BY count() DESC, stream, rule, state
@@ -36,10 +40,11 @@ FROM quarantined_events FINAL
 WHERE stream = %(stream)s AND event_id IN %(ids)s
 
 -- name: pending
--- Released rows not loaded yet, with the windows they were read in.
+-- Released rows not loaded yet, with the windows they were read in. After a day a row that did not come is no longer
+-- looked for: it is gone at the source, or was written again and comes by the usual way.
 SELECT stream, lo, hi, groupArray(JSONExtractString(row, 'inserted_at'))
 FROM quarantine
-WHERE state = 'released'
+WHERE state = 'released' AND decided_at > now() - INTERVAL 1 DAY
 GROUP BY stream, lo, hi
 ORDER BY stream, lo, hi
 LIMIT %(limit)s

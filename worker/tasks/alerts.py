@@ -1,0 +1,3 @@
+"""Looks for what somebody should be told about."""
+
+from __future__ import annotations
