@@ -46,11 +46,6 @@ HOUSEKEEPING: dict[str, dict[str, Any]] = {
         "schedule": 60.0,
         "options": {"queue": "maintenance", "expires": EXPIRES},
     },
-    "watch": {
-        "task": "worker.tasks.alerts.watch",
-        "schedule": 30.0,
-        "options": {"queue": "maintenance", "expires": EXPIRES},
-    },
     "sweep": {
         "task": "worker.tasks.maintenance.sweep",
         "schedule": 60.0,

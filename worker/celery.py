@@ -89,7 +89,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_routes": {
             "worker.tasks.maintenance.*": {"queue": "maintenance"},
             "worker.tasks.quality.*": {"queue": "maintenance"},
-            "worker.tasks.alerts.*": {"queue": "maintenance"},
             "worker.tasks.refresh.*": {"queue": "backfill"},
         },
         "timezone": "UTC",

@@ -24,6 +24,7 @@ import click
 from embedded import process
 from embedded.process import StackError
 from worker import (
+    alerts,
     config,
     doctor,
     local,
@@ -544,6 +545,40 @@ def quarantine_release_command(**options: Any) -> None:
 def quarantine_discard_command(**options: Any) -> None:
     """Decide that rows are never to be loaded. A row that changes at the source is judged anew."""
     _decide("discard", **options)
+
+
+@cli.command("alerts")
+@click.option("--tell", is_flag=True, help="Also look at everything now, and send what is due to ALERT_URLS.")
+@click.option("--test", "only_test", is_flag=True, help="Send a test message to ALERT_URLS, and do nothing else.")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Incidents at most.")
+@as_json
+@debuggable
+def alerts_command(tell: bool, only_test: bool, limit: int, as_json: bool) -> None:
+    """Show what is wrong, since when, and what was lately. Beat looks every 20 seconds and tells by itself."""
+    settings = _settings()
+    if tell or only_test:
+        send = alerts.sender(settings)
+        if send is None:
+            raise BadInput("ALERT_URLS names nobody to tell; set it to Apprise URLs such as mailto://… or json://….")
+        if only_test:
+            if not send("Test", "Alerts of the retail media sync arrive here.", "warn"):
+                raise RetailMediaError("At least one service of ALERT_URLS did not take the message.")
+            screens.say("The test message was taken.")
+            return
+    sent: list[str] = []
+    if tell:
+        from worker.tasks.alerts import look
+
+        with _servers(settings) as here, contextlib.closing(_app(settings)) as app:
+            sent = look(here, app)
+    with _sink(settings) as sink:
+        found = alerts.latest(sink, limit)
+    if as_json:
+        screens.print_json({"sent": sent, "incidents": [screens.incident_json(entry) for entry in found]})
+        return
+    for title in sent:
+        screens.say(f"Told: {title}")
+    screens.incidents(found)
 
 
 # Bringing up and down

@@ -333,7 +333,8 @@ def _record(sink: Sink, scope: Scope, found: Sequence[Found], began: datetime, r
     )  # fmt: skip
     rows = [
         (
-            result.check.name, result.check.severity, result.state, scope.trigger, run_id, began, lo, hi,
+            result.check.name, result.check.severity, result.state, scope.trigger, run_id, began,
+            *((lo, hi) if result.check.by_day else (FIRST_DAY, LAST_DAY)),
             result.failing, [json.dumps(row, ensure_ascii=False) for row in result.samples], result.message,
             result.seconds, result.statement,
         )

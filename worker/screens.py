@@ -35,6 +35,7 @@ from worker.windows import ORIGIN, Window, format_instant
 
 if TYPE_CHECKING:
     from worker import doctor, migrate, standing
+    from worker.alerts import Incident
     from worker.config import PricingModel
     from worker.demo import Comparison
     from worker.local import FlowerAddress
@@ -502,6 +503,34 @@ def held_row(held: Held) -> None:
         if name != "row":
             told = "–" if value in (None, "") else plain(value) if isinstance(value, datetime) else value
             say(f"{name:<17} {clean(str(told))}")
+
+
+def incidents(found: Sequence[Incident]) -> None:
+    """Incidents, open ones first."""
+    if not found:
+        say("Nothing is wrong, and nothing was.")
+        return
+    rows = [
+        [
+            "open" if entry.ended_at is None else "over",
+            entry.severity,
+            entry.incident,
+            entry.began_at.strftime("%b %d %H:%M:%S"),
+            entry.ended_at.strftime("%b %d %H:%M:%S") if entry.ended_at else "",
+            "yes" if entry.told_at else "no",
+            clean(entry.message),
+        ]
+        for entry in found
+    ]
+    heads: list[tuple[str, Align]] = [
+        ("", "left"), ("severity", "left"), ("incident", "left"), ("began", "left"), ("ended", "left"), ("told", "left"), ("what", "left"),
+    ]  # fmt: skip
+    console().print(table(heads, rows, give=(6,)))
+
+
+def incident_json(entry: Incident) -> dict[str, Any]:
+    """An incident for programs."""
+    return asdict(entry)
 
 
 # Status and plans
