@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -39,7 +40,7 @@ def check(servers: Servers, *names: str, **thresholds: Any) -> dict[str, Found]:
     settings = servers.settings.model_copy(update={"check_thresholds": given})
     selected = quality.chosen(settings, names)
     found = quality.run(
-        servers.source, servers.sink, settings, selected, Scope("manual"), through(servers), run_id="test"
+        servers.source, servers.sink, settings, selected, Scope("manual"), through(servers), run_id=uuid.uuid4().hex
     )
     return {result.check.name: result for result in found}
 
@@ -193,12 +194,12 @@ def lagging(servers: Servers, writer: Connection) -> None:
     )
     # As if the watermark had stopped three hours ago.
     execute(servers, "ALTER TABLE sync_commits DELETE WHERE stream = 'clicks' SETTINGS mutations_sync = 2")
-    uuid = servers.ledger.live([STREAMS["clicks"]])["ad_events"]
+    live = servers.ledger.live([STREAMS["clicks"]])["ad_events"]
     now = servers.source.now()
     servers.sink.insert_rows(
         "sync_commits",
         ("stream", "target_uuid", "lo", "hi", "kind", "version", "extracted"),
-        [("clicks", uuid, datetime(1970, 1, 1, tzinfo=UTC), now - timedelta(hours=3), "window", 1 << 56, 0)],
+        [("clicks", live, datetime(1970, 1, 1, tzinfo=UTC), now - timedelta(hours=3), "window", 1 << 56, 0)],
     )
 
 
