@@ -31,6 +31,21 @@ HOUSEKEEPING: dict[str, dict[str, Any]] = {
         "schedule": 10.0,
         "options": {"queue": "maintenance", "expires": EXPIRES},
     },
+    "checks-of-what-changed": {
+        "task": "worker.tasks.quality.changed",
+        "schedule": 15.0,
+        "options": {"queue": "maintenance", "expires": EXPIRES},
+    },
+    "checks-at-night": {
+        "task": "worker.tasks.quality.nightly",
+        "schedule": crontab(hour="3", minute="40"),
+        "options": {"queue": "maintenance", "expires": 14_400.0},
+    },
+    "released-rows": {
+        "task": "worker.tasks.quality.release",
+        "schedule": 60.0,
+        "options": {"queue": "maintenance", "expires": EXPIRES},
+    },
     "sweep": {
         "task": "worker.tasks.maintenance.sweep",
         "schedule": 60.0,

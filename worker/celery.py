@@ -92,6 +92,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "worker.tasks.maintenance.*": {"queue": "maintenance"},
             "worker.tasks.reconcile.*": {"queue": "maintenance"},
             "worker.tasks.seals.*": {"queue": "maintenance"},
+            "worker.tasks.quality.*": {"queue": "maintenance"},
             "worker.tasks.refresh.*": {"queue": "backfill"},
         },
         "timezone": "UTC",
@@ -101,7 +102,17 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "beat_max_loop_interval": 1,
         "imports": [
             f"worker.tasks.{name}"
-            for name in ("sync", "metrics", "pipeline", "refresh", "maintenance", "reconcile", "seals")
+            for name in (
+                "sync",
+                "metrics",
+                "pipeline",
+                "refresh",
+                "maintenance",
+                "reconcile",
+                "seals",
+                "quality",
+                "alerts",
+            )
         ],
     }
 

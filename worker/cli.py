@@ -23,7 +23,22 @@ import click
 
 from embedded import process
 from embedded.process import StackError
-from worker import anomalies, config, doctor, local, logs, migrate, planner, queries, screens, standing, streams
+from worker import (
+    alerts,
+    anomalies,
+    config,
+    doctor,
+    local,
+    logs,
+    migrate,
+    planner,
+    quality,
+    quarantine,
+    queries,
+    screens,
+    standing,
+    streams,
+)
 from worker.config import Settings
 from worker.errors import (
     BadInput,
@@ -88,6 +103,15 @@ def _ping_sink(settings: Settings) -> None:
     """Asks for the server, whether or not our database exists there yet."""
     with Sink(settings, database="default") as bare:
         bare.ping()
+
+
+@contextlib.contextmanager
+def _sink(settings: Settings) -> Iterator[Sink]:
+    """ClickHouse alone, found to answer, with a current schema."""
+    _ping_sink(settings)
+    with Sink(settings) as sink:
+        migrate.require_current(sink, settings)
+        yield sink
 
 
 def _app(settings: Settings) -> Any:
@@ -521,6 +545,207 @@ def metrics_command(host: str, port: int) -> None:
         except (KeyboardInterrupt, Stopped):
             # The ordinary end.
             return
+
+
+# Data quality
+
+
+@cli.command("check")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="Look at reporting days from this one on only.")
+@click.option("--list", "only_list", is_flag=True, help="List the checks and their thresholds; run none.")
+@as_json
+@debuggable
+def check_command(names: tuple[str, ...], since: datetime | None, only_list: bool, as_json: bool) -> None:
+    """Run the checks in clickhouse/checks, or those named. Exit code 3 if one of severity error finds rows."""
+    settings = _settings()
+    selected = quality.chosen(settings, names)
+    if only_list:
+        screens.print_json(screens.check_list_json(selected)) if as_json else screens.check_list(selected)
+        return
+    first = since.date() if since else quality.FIRST_DAY
+    if not quality.FIRST_DAY <= first <= quality.LAST_DAY:
+        raise BadInput(f"--since takes a day from {quality.FIRST_DAY} to {quality.LAST_DAY}, not {first}.")
+    scope = quality.Scope("manual", ((first, quality.LAST_DAY),))
+    found = []
+    with _servers(settings) as here:
+        from worker import pipeline
+        from worker.tasks.quality import through
+        from worker.windows import to_micros
+
+        run_id = pipeline.new_run_id(to_micros(here.ledger.now()))
+        known = through(here)
+        for result in quality.run(here.source, here.sink, settings, selected, scope, known, run_id=run_id):
+            found.append(result)
+            if not as_json:
+                screens.check_result(result)
+    if as_json:
+        screens.print_json(screens.checks_json(run_id, found))
+    errors = [result.check.name for result in found if result.is_error]
+    broken = [result.check.name for result in found if result.state == "broken"]
+    if errors:
+        raise QualityFailure(f"{_plural(len(errors), 'check')} of severity error found rows: {', '.join(errors)}.")
+    if broken:
+        raise RetailMediaError(f"{_plural(len(broken), 'check')} could not be carried out: {', '.join(broken)}.")
+    if not as_json:
+        warned = sum(result.state == "failed" for result in found)
+        screens.say(
+            f"{_plural(len(found), 'check')} carried out, no error{f', {warned} with something to say' if warned else ''}."
+        )
+
+
+@cli.group("quarantine")
+def quarantine_group() -> None:
+    """Rows that were set aside instead of loaded: look at them, release them, discard them."""
+
+
+chosen_stream = click.option("--stream", "stream_name", metavar="NAME", help="Only rows of this stream.")
+chosen_rule = click.option("--rule", default="", metavar="RULE", help="Only rows that this rule set aside.")
+
+
+@quarantine_group.command("list")
+@chosen_stream
+@chosen_rule
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(quarantine.STATES),
+    default=("held", "released"),
+    show_default=True,
+    help="How they stand; may be given several times.",
+)
+@row_limit
+@as_json
+@debuggable
+def quarantine_list_command(
+    stream_name: str | None, rule: str, states: tuple[quarantine.State, ...], limit: int, as_json: bool
+) -> None:
+    """List rows in quarantine, newest first."""
+    settings = _settings()
+    chosen = streams.stream(stream_name) if stream_name else None
+    with _sink(settings) as sink:
+        found = quarantine.rows(sink, stream=chosen, rule=rule, states=states, limit=limit)
+        counts = quarantine.counts(sink)
+    if as_json:
+        screens.print_json({"counts": counts, "rows": [screens.held_json(held) for held in found]})
+        return
+    screens.quarantine_list(found, counts)
+
+
+@quarantine_group.command("show")
+@click.argument("stream_name", metavar="STREAM")
+@click.argument("event_id", type=int, metavar="ID")
+@as_json
+@debuggable
+def quarantine_show_command(stream_name: str, event_id: int, as_json: bool) -> None:
+    """Show one row: its content, the rule, the window, and what was decided."""
+    settings = _settings()
+    chosen = streams.stream(stream_name)
+    with _sink(settings) as sink:
+        found = quarantine.rows(sink, stream=chosen, ids=[event_id])
+    if not found:
+        raise BadInput(f"Row {event_id} of {chosen.name} is not and was not in quarantine.")
+    screens.print_json(screens.held_json(found[0])) if as_json else screens.held_row(found[0])
+
+
+def _deciding(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        debuggable,
+        as_json,
+        click.option("--all", "everything", is_flag=True, help="Every row that is held."),
+        click.option("--reason", default="", help="Why, for whoever looks later."),
+        chosen_rule,
+        click.argument("ids", nargs=-1, type=int, metavar="[ID]..."),
+        click.argument("stream_name", metavar="[STREAM]", required=False),
+    ):
+        command = option(command)
+    return command
+
+
+def _decide(
+    decision: quarantine.Decision,
+    stream_name: str | None,
+    ids: tuple[int, ...],
+    rule: str,
+    reason: str,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    if not (ids or rule or everything):
+        raise BadInput(f"Name a stream and ids, or a --rule, or --all, to say which rows to {decision}.")
+    if ids and not stream_name:
+        raise BadInput("Ids are those of a stream; name it before them.")
+    settings = _settings()
+    chosen = streams.stream(stream_name) if stream_name else None
+    states: tuple[quarantine.State, ...] = (
+        (("held", "discarded") if decision == "release" else ("held", "released")) if ids else ("held",)
+    )
+    with _servers(settings) as here:
+        from worker.tasks.quality import load_released
+
+        found = quarantine.rows(here.sink, stream=chosen, ids=ids, rule=rule, states=states, limit=1_000_000)
+        lacking = sorted(set(ids) - {held.event_id for held in found})
+        if lacking:
+            raise BadInput(f"Row {lacking[0]} of {stream_name} is not in quarantine; see `{PROGRAM} quarantine list`.")
+        if decision == "release" and not ids:
+            found = [held for held in found if held.can_be_loaded]
+        count = quarantine.decide(here.sink, found, decision, reason)
+        loaded = load_released(here) if decision == "release" else None
+    if as_json:
+        screens.print_json({"decision": decision, "rows": count, **({"loading": loaded} if loaded else {})})
+    elif loaded is None:
+        screens.say(f"{_plural(count, 'row')} discarded.")
+    else:
+        screens.say(f"{_plural(count, 'row')} released and loaded; the metrics of their days follow.")
+
+
+@quarantine_group.command("release")
+@_deciding
+def quarantine_release_command(**options: Any) -> None:
+    """Load rows as they are after all, through the usual path."""
+    _decide("release", **options)
+
+
+@quarantine_group.command("discard")
+@_deciding
+def quarantine_discard_command(**options: Any) -> None:
+    """Decide that rows are never to be loaded. A row that changes at the source is judged anew."""
+    _decide("discard", **options)
+
+
+@cli.command("alerts")
+@click.option("--tell", is_flag=True, help="Also look at everything now, and send what is due to ALERT_URLS.")
+@click.option("--test", "only_test", is_flag=True, help="Send a test message to ALERT_URLS, and do nothing else.")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Incidents at most.")
+@as_json
+@debuggable
+def alerts_command(tell: bool, only_test: bool, limit: int, as_json: bool) -> None:
+    """Show what is wrong, since when, and what was lately. Beat looks every 20 seconds and tells by itself."""
+    settings = _settings()
+    if tell or only_test:
+        send = alerts.sender(settings)
+        if send is None:
+            raise BadInput("ALERT_URLS names nobody to tell; set it to Apprise URLs such as mailto://… or json://….")
+        if only_test:
+            if not send("Test", "Alerts of the retail media sync arrive here.", "warn"):
+                raise RetailMediaError("At least one service of ALERT_URLS did not take the message.")
+            screens.say("The test message was taken.")
+            return
+    sent: list[str] = []
+    if tell:
+        from worker.tasks.alerts import look
+
+        with _servers(settings) as here, contextlib.closing(_app(settings)) as app:
+            sent = look(here, app)
+    with _sink(settings) as sink:
+        found = alerts.latest(sink, limit)
+    if as_json:
+        screens.print_json({"sent": sent, "incidents": [screens.incident_json(entry) for entry in found]})
+        return
+    for title in sent:
+        screens.say(f"Told: {title}")
+    screens.incidents(found)
 
 
 # Bringing up and down

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,7 +16,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from worker.errors import BadInput, Unreachable
 
@@ -129,6 +130,44 @@ class Settings(BaseSettings):
     retry_attempts: int = Field(5, ge=1, description="Tries of one statement on a transient error.")
     retry_total_seconds: float = Field(30.0, gt=0, description="Total time one statement may spend in retries.")
 
+    # Data quality
+    cleansing: dict[str, Literal["load", "flag", "quarantine"]] = Field(
+        {},
+        description="What becomes of the rows a cleansing rule finds, as JSON: "
+        '`{"future": "quarantine", "too old": "flag", "no campaign": "load"}`; `load` for a rule not named.',
+    )
+    cleansing_future_seconds: int = Field(
+        300, ge=0, description="How much later than its row was written an event may have happened (rule `future`)."
+    )
+    cleansing_earliest: date = Field(
+        date(2000, 1, 1), description="The first UTC day an event may have happened on (rule `too old`)."
+    )
+    check_thresholds: dict[str, dict[str, str | int | float]] = Field(
+        {},
+        description='Thresholds of checks that differ from their files, as JSON: `{"ctr_ceiling": {"max_ctr": 0.3}}`.',
+    )
+    checks_folder: Path | None = Field(
+        None,
+        description="A folder of further checks, beside those in clickhouse/checks; `source/` in it asks PostgreSQL.",
+    )
+    check_seconds: int = Field(30, ge=1, description="Checks of days that were rebuilt run at most this often.")
+    check_samples: int = Field(20, ge=1, le=1000, description="Failing rows kept of each check.")
+    freshness: dict[str, tuple[int, int]] = Field(
+        {},
+        description='Promise of each stream in seconds, as JSON: `{"clicks": [60, 300]}` warns after a minute behind '
+        "the safe horizon's promise and errs after five. Default by SCHEDULE_PROFILE.",
+    )
+
+    # Alerts
+    alert_urls: str = Field(
+        "", repr=False, description="Where alerts go, Apprise URLs parted by spaces; none are sent while it is empty."
+    )
+    alerts_per_hour: int = Field(30, ge=1, description="Messages sent in an hour; what goes beyond waits.")
+    alert_quarantine_rows: int = Field(100, ge=0, description="Rows held in quarantine above which an alert is raised.")
+    alert_queue_depth: int = Field(
+        10_000, ge=1, description="Messages waiting in a queue above which an alert is raised."
+    )
+
     # Flower
     flower_user: str = Field("retailmedia", description="User name of Flower's login.")
     flower_password: str = Field("", repr=False, description="Password of Flower's login; `up` makes one if not set.")
@@ -190,6 +229,15 @@ class Settings(BaseSettings):
     def task_time_limit_seconds(self) -> int:
         """Hard limit of one task: a third of the visibility timeout, so that Redis never redelivers a live one."""
         return self.visibility_timeout_seconds // 3
+
+    def promise(self, stream: str) -> tuple[timedelta, timedelta]:
+        """How far a stream may lag behind before that is a warning, and before it is an error."""
+        default = {"realtime": (60, 300), "hourly": (5400, 9000), "daily": (93_600, 108_000)}[self.schedule_profile]
+        if stream in {"advertisers", "campaigns"} and self.schedule_profile == "realtime":
+            # Read whole, once a minute.
+            default = (300, 900)
+        warn, error = self.freshness.get(stream, default)
+        return timedelta(seconds=warn), timedelta(seconds=error)
 
     @property
     def zone(self) -> ZoneInfo:
@@ -283,10 +331,17 @@ class Settings(BaseSettings):
         return f"{parts.hostname or 'localhost'}{port}{parts.path}"
 
 
+def _reason(error: Exception) -> str:
+    return f"{error.__cause__ or 'it takes JSON'}".rstrip(".")
+
+
 def load(**overrides: object) -> Settings:
     """Settings from the environment, with overrides. Raises `BadInput` naming each unusable one."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
+    except SettingsError as error:
+        # A setting that is JSON and cannot be read as such.
+        raise BadInput(f"Unusable setting: {str(error).rstrip('.')}; {_reason(error)}.") from None
     except ValidationError as error:
         told = "; ".join(
             f"{'.'.join(str(part) for part in item['loc']).upper() or 'settings'}: {item['msg']}"

@@ -180,11 +180,15 @@ class Ledger:
         quarantined: int,
         content_hash: int,
         snapshot: Snapshot,
+        extracted: int | None = None,
     ) -> None:
-        """Records that the window is in the table, whole. The last thing done for a window."""
+        """Records that the window is in the table, whole. The last thing done for a window.
+
+        `extracted` are the rows read; where it is not given, as many as were loaded and quarantined.
+        """
         self._write_commit(
             "window", stream, uuid, window, run_id, version, rows, quarantined, content_hash,
-            snapshot.system_id, snapshot.timeline,
+            snapshot.system_id, snapshot.timeline, rows + quarantined if extracted is None else extracted,
         )  # fmt: skip
 
     def checkpoint(self, stream: Stream, uuid: UUID, watermark: datetime, generation: Generation) -> None:
@@ -208,14 +212,15 @@ class Ledger:
         content_hash: int,
         system_id: int,
         timeline: int,
+        extracted: int = 0,
     ) -> None:
         columns = (
             "stream", "target_uuid", "lo", "hi", "kind", "run_id", "version", "rows", "quarantined", "content_hash",
-            "system_id", "timeline",
+            "system_id", "timeline", "extracted",
         )  # fmt: skip
         row = (
             stream.name, uuid, window.lo, window.hi, kind, run_id, version, rows, quarantined, content_hash,
-            system_id, timeline,
+            system_id, timeline, extracted,
         )  # fmt: skip
         token = f"{kind}/{uuid}/{stream.name}/{window}/{version}/{run_id}"
         self._sink.insert_rows("sync_commits", columns, [row], token=token)

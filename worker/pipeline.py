@@ -25,6 +25,7 @@ from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_
 from worker.config import Settings
 from worker.errors import RefusedRows, VerificationFailed
 from worker.ledger import Ledger, dedup_token
+from worker.rules import Marks, judge
 from worker.sink import Sink, quoted
 from worker.source import EventColumns, Source, utc
 from worker.sql import named
@@ -69,6 +70,7 @@ class _Reading:
     uuid: UUID
     version: int
     run_id: str
+    again: str = ""
     noted: set[date] = field(default_factory=set)
 
 
@@ -164,17 +166,19 @@ def load_window(
     uuid: UUID,
     run_id: str = "",
     on_rows: Callable[[int], None] = lambda rows: None,
+    again: str = "",
 ) -> Loaded:
     """Loads one window of an event stream into `table`, known as `uuid`, and commits it.
 
+    A window that is committed already is left alone, unless `again` names the occasion on which it is read once more.
     Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help; the window is then as
     if nothing had happened.
     """
     with source.snapshot() as snapshot:
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
-        if _covered(window, ledger.committed(stream, uuid, window, generation)):
+        if not again and _covered(window, ledger.committed(stream, uuid, window, generation)):
             return Loaded(0, 0, 0, 0, already=True)
-        reading = _Reading(settings, stream, window, table, uuid, snapshot.version(generation), run_id)
+        reading = _Reading(settings, stream, window, table, uuid, snapshot.version(generation), run_id, again)
         tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
     _verify(sink, reading, tally)
     days = days_of_hours(tally.hours, settings.zone) | tally.left
@@ -191,6 +195,7 @@ def load_window(
         quarantined=tally.quarantined,
         content_hash=tally.content,
         snapshot=snapshot,
+        extracted=tally.extracted,
     )
     return Loaded(tally.extracted, tally.loaded, tally.quarantined, len(days))
 
@@ -236,6 +241,9 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
     """Sets aside rows that cannot be loaded, notes the days about to be left, and inserts the rest in one block."""
     stream, zone = reading.stream, reading.settings.zone
     token = dedup_token(reading.uuid, stream, reading.window, reading.version, number)
+    if reading.again:
+        # Of a source at rest every reading has the same version, and the token of the first would swallow this one.
+        token = f"{token}/{reading.again}"
     left = days_of_hours(_hours_present(sink, stream, chunk, reading.table), zone)
     if left - reading.noted:
         Ledger(sink).note_superseding(stream, reading.uuid, reading.window, left, token)
@@ -244,6 +252,12 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
     refused: dict[int, str] = {}
     for rule, rows in refusals(chunk):
         refused.update((int(position), rule) for position in np.flatnonzero(rows))
+    condemned, flagged = judge(reading.settings, chunk)
+    judged: dict[int, str] = {}
+    for rule, rows in condemned:
+        judged.update((int(position), rule) for position in np.flatnonzero(rows) if int(position) not in refused)
+    if judged:
+        refused.update(_without_released(sink, stream, chunk, judged))
     _insert(sink, stream, chunk, refused, reading.table, reading.version, token)
 
     loaded = chunk
@@ -252,6 +266,8 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
         kept = np.ones(len(chunk), dtype=bool)
         kept[list(refused)] = False
         loaded = chunk.take(kept)
+    if flagged:
+        _flag(sink, reading, chunk, flagged, refused, token)
     tally = _Tally(len(chunk), len(loaded), len(refused), left=left)
     if len(loaded):
         tally.first, tally.last = int(loaded.event_id.min()), int(loaded.event_id.max())
@@ -345,23 +361,67 @@ def _block(
     }
 
 
+def _row(stream: Stream, chunk: EventColumns, position: int) -> dict[str, Any]:
+    """A source row as it is kept for people."""
+    return {
+        "id": int(chunk.event_id[position]),
+        "campaign_id": int(chunk.campaign_id[position]) or None,
+        "created_at": _shown(int(chunk.created_at[position])),
+        "inserted_at": _shown(int(chunk.inserted_at[position])),
+        **{name: column.shown(position) for name, column in chunk.extra.items()},
+    }
+
+
+def _without_released(sink: Sink, stream: Stream, chunk: EventColumns, judged: dict[int, str]) -> dict[int, str]:
+    """Rows the rules found, less those a person released as they are."""
+    positions = {int(chunk.event_id[position]): position for position in judged}
+    released: set[int] = set()
+    ids = sorted(positions)
+    for begin in range(0, len(ids), IDS_AT_ONCE):
+        parameters = {"stream": stream.name, "ids": tuple(ids[begin : begin + IDS_AT_ONCE])}
+        for event_id, content in sink.named("quarantine", "releases", parameters, settings={"max_query_size": 2**28}):
+            row = _row(stream, chunk, positions[event_id])
+            del row["inserted_at"]
+            if json.dumps(row) == content:
+                released.add(positions[event_id])
+    return {position: rule for position, rule in judged.items() if position not in released}
+
+
 def _quarantine(sink: Sink, reading: _Reading, chunk: EventColumns, refused: dict[int, str], token: str) -> None:
     stream, window = reading.stream, reading.window
     rows = []
     for position, rule in sorted(refused.items()):
-        event_id = int(chunk.event_id[position])
-        row = {
-            "id": event_id,
-            "campaign_id": int(chunk.campaign_id[position]) or None,
-            "created_at": _shown(int(chunk.created_at[position])),
-            "inserted_at": _shown(int(chunk.inserted_at[position])),
-            **{name: column.shown(position) for name, column in chunk.extra.items()},
-        }
+        row = _row(stream, chunk, position)
         rows.append(
-            (stream.name, event_id, json.dumps(row), rule[:200], window.lo, window.hi, reading.run_id, reading.version)
+            (stream.name, row["id"], json.dumps(row), rule[:200], window.lo, window.hi, reading.run_id, reading.version)
         )
     columns = ("stream", "event_id", "row", "rule", "lo", "hi", "run_id", "_version")
     sink.insert_rows("quarantined_events", columns, rows, token=f"quarantine/{token}")
+
+
+def _flag(
+    sink: Sink, reading: _Reading, chunk: EventColumns, flagged: Marks, refused: dict[int, str], token: str
+) -> None:
+    stream, window = reading.stream, reading.window
+    rows = []
+    for rule, found in flagged:
+        for position in map(int, np.flatnonzero(found)):
+            if position not in refused:
+                row = _row(stream, chunk, position)
+                rows.append(
+                    (
+                        stream.name,
+                        row["id"],
+                        rule,
+                        json.dumps(row),
+                        window.lo,
+                        window.hi,
+                        reading.run_id,
+                        reading.version,
+                    )
+                )
+    columns = ("stream", "event_id", "rule", "row", "lo", "hi", "run_id", "_version")
+    sink.insert_rows("flagged_events", columns, rows, token=f"flag/{token}")
 
 
 def _shown(micros: int) -> str | None:

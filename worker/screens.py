@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from worker import doctor, migrate, standing
+    from worker.alerts import Incident
     from worker.config import PricingModel
     from worker.demo import Comparison
     from worker.local import FlowerAddress
     from worker.planner import Plan
+    from worker.quality import Check, Found
+    from worker.quarantine import Held
     from worker.queries import Answer, Query
     from worker.reconcile import Result
     from worker.replay import Replay
@@ -371,6 +374,168 @@ def run_json(last: RunProgress) -> dict[str, Any]:
             for entry in last.streams
         },
     }
+
+
+# Data quality
+
+STATE_WORDS = {
+    ("failed", "error"): ("error", "bold red"),
+    ("failed", "warn"): ("warn", "yellow"),
+    ("failed", "info"): ("info", "cyan"),
+}
+SAMPLES_SHOWN = 3
+
+
+def check_result(result: Found) -> None:
+    """One check on a line, with a few failing rows and what to do where it found some."""
+    word, style = STATE_WORDS.get((result.state, result.check.severity), ("ok", "green"))
+    if result.state == "broken":
+        word, style = "broken", "bold red"
+    out = console()
+    rows = f"{result.failing:,} row{'' if result.failing == 1 else 's'}" if result.failing else ""
+    tell(out, Text.assemble((f"{word:<7}", style), f"{result.check.name:<29}", clean(f"{rows}{result.message}")))
+    if not result.failing:
+        return
+    tell(out, Text(f"       {clean(result.check.question)}", style="dim"))
+    for row in result.samples[:SAMPLES_SHOWN]:
+        told = ", ".join(f"{column} {'–' if value is None else value}" for column, value in row.items())
+        tell(out, Text(f"       · {clean(told)}"))
+    tell(out, Text(f"       → {clean(result.check.todo)} ({clean(result.check.owner)})"))
+
+
+def checks_json(run_id: str, found: Sequence[Found]) -> dict[str, Any]:
+    """The same for programs, with the statements."""
+    return {
+        "run_id": run_id,
+        "checks": [
+            {
+                "name": result.check.name,
+                "severity": result.check.severity,
+                "state": result.state,
+                "failing": result.failing,
+                "question": result.check.question,
+                "owner": result.check.owner,
+                "do": result.check.todo,
+                "samples": result.samples,
+                "message": result.message or None,
+                "seconds": round(result.seconds, 3),
+                "statement": result.statement or None,
+            }
+            for result in found
+        ],
+    }
+
+
+def check_list(found: Sequence[Check]) -> None:
+    """Every check: how bad it is and what it asks."""
+    rows = [[check.name, check.severity, clean(check.owner), clean(check.fault or check.question)] for check in found]
+    console().print(
+        table([("check", "left"), ("severity", "left"), ("owner", "left"), ("question", "left")], rows, give=(3,))
+    )
+    say("")
+    for check in found:
+        for name, default in check.thresholds.items():
+            if name not in {"first_day", "last_day", "zone"} and not name.endswith("_through"):
+                say(f"{check.name} {name} = {default}: {check.meanings[name]}", style="dim")
+
+
+def check_list_json(found: Sequence[Check]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "name": check.name,
+            "asks": check.asks,
+            "severity": check.severity,
+            "question": check.question,
+            "owner": check.owner,
+            "do": check.todo,
+            "grain": check.grain,
+            "nightly_only": check.nightly,
+            "thresholds": dict(check.thresholds),
+            "fault": check.fault or None,
+        }
+        for check in found
+    ]
+
+
+def quarantine_list(found: Sequence[Held], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Rows in quarantine, then how many stand how."""
+    if found:
+        rows = [
+            [
+                held.stream,
+                str(held.event_id),
+                held.state,
+                clean(str(held.row.get("created_at"))),
+                clean(held.rule),
+                clean(held.reason or ""),
+            ]
+            for held in found
+        ]
+        heads: list[tuple[str, Align]] = [
+            ("stream", "left"), ("id", "right"), ("state", "left"), ("created_at", "left"), ("rule", "left"), ("reason", "left"),
+        ]  # fmt: skip
+        console().print(table(heads, rows, give=(4, 5)))
+        say("")
+    told = [
+        f"{stream}: {', '.join(f'{n:,} {state}' for state, n in states.items())}" for stream, states in counts.items()
+    ]
+    say(f"{'; '.join(told)}." if told else "No row was ever set aside.")
+
+
+def held_json(held: Held) -> dict[str, Any]:
+    """A row in quarantine for programs."""
+    return {
+        "stream": held.stream,
+        "event_id": held.event_id,
+        "state": held.state,
+        "rule": held.rule,
+        "can_be_loaded": held.can_be_loaded,
+        "reason": held.reason,
+        "decided_at": held.decided_at,
+        "row": held.row,
+        "lo": held.window.lo,
+        "hi": held.window.hi,
+        "run_id": held.run_id,
+        "quarantined_at": held.quarantined_at,
+    }
+
+
+def held_row(held: Held) -> None:
+    """One row in quarantine, a line for each thing there is to say."""
+    content = held_json(held)
+    for name, value in (content | {"row": ""} | {f"row.{key}": item for key, item in held.row.items()}).items():
+        if name != "row":
+            told = "–" if value in (None, "") else plain(value) if isinstance(value, datetime) else value
+            say(f"{name:<17} {clean(str(told))}")
+
+
+def incidents(found: Sequence[Incident]) -> None:
+    """Incidents, open ones first."""
+    if not found:
+        say("Nothing is wrong, and nothing was.")
+        return
+    rows = [
+        [
+            "open" if entry.ended_at is None else "over",
+            entry.severity,
+            entry.incident,
+            entry.began_at.strftime("%b %d %H:%M:%S"),
+            entry.ended_at.strftime("%b %d %H:%M:%S") if entry.ended_at else "",
+            "yes" if entry.told_at else "no",
+            clean(entry.message),
+        ]
+        for entry in found
+    ]
+    heads: list[tuple[str, Align]] = [
+        ("", "left"), ("severity", "left"), ("incident", "left"), ("began", "left"), ("ended", "left"), ("told", "left"), ("what", "left"),
+    ]  # fmt: skip
+    console().print(table(heads, rows, give=(6,)))
+
+
+def incident_json(entry: Incident) -> dict[str, Any]:
+    """An incident for programs."""
+    return asdict(entry)
 
 
 # Status and plans

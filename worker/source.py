@@ -423,6 +423,22 @@ class Source:
     def _query(self, doing: str, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
         return self.retried(lambda: self._once(doing, statement, parameters))
 
+    def described(self, doing: str, statement: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Column names and rows of a SELECT, retried when transient. `doing` completes «PostgreSQL failed while …»."""
+
+        def work() -> tuple[list[str], list[tuple[Any, ...]]]:
+            with _translated(doing):
+                connection = self._open()
+                try:
+                    with self._deadline(connection), connection.cursor() as cursor:
+                        cursor.execute(statement)
+                        return [column.name for column in cursor.description or ()], cursor.fetchall()
+                except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                    self.close()
+                    raise
+
+        return self.retried(work)
+
     def ping(self) -> None:
         """One statement, one try. Raises `Unreachable`."""
         try:

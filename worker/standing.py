@@ -20,7 +20,7 @@ RUNS_SEARCHED = 50
 class Standing:
     """One stream. `complete_through`: every row inserted before it is in ClickHouse; `lag` is how long ago that was.
 
-    `rows` are those the live table holds; `failures` are windows not loaded yet that failed at least once; `last_run`
+    `rows` are those the live table holds, `quarantined` those set aside instead; `failures` are windows not loaded yet that failed at least once; `last_run`
     is the newest run over this stream.
     """
 
@@ -67,8 +67,8 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
     """Reads and changes nothing. Raises `HorizonUnsafe` where the source must not be synced."""
     targets = ledger.live(streams)
     coverage = ledger.coverage(streams, targets)
-    totals = ledger.totals(targets.values())
     rows: dict[str, int] = dict(sink.named("totals", "rows"))
+    aside: dict[str, int] = dict(sink.named("quarantine", "not_loaded"))
     runs = ledger.last_runs(RUNS_SEARCHED)
     horizon = source.horizon()
     result = []
@@ -77,7 +77,6 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
         covered = coverage[stream.name].windows
         watermark = coverage[stream.name].watermark
         through = _through(source, stream, watermark, horizon.at)
-        held = totals[stream.name][1] if stream.name in totals else 0
         result.append(
             Standing(
                 stream,
@@ -85,7 +84,7 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
                 through,
                 max(horizon.taken_at - through, timedelta(0)),
                 rows.get(stream.name, 0),
-                held,
+                aside.get(stream.name, 0),
                 len(store.in_flight(stream, uuid)),
                 tuple(f for f in ledger.failures(stream, uuid, watermark) if not covers(covered, f.window)),
                 next((run for run in runs if stream.name in run.streams), None),

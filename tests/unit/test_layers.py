@@ -10,7 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "worker"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient"), 1),
+    **dict.fromkeys(
+        ("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient", "rules"), 1
+    ),
     **dict.fromkeys(("source", "sink", "watermarks", "ledger"), 2),
     **dict.fromkeys(
         (
@@ -30,13 +32,14 @@ LAYERS: dict[str, int] = {
         ),
         3,
     ),
+    **dict.fromkeys(("quarantine", "alerts", "report"), 3),
     **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo", "prometheus"), 4),
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
-WITHIN_LEAVES = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient")
+WITHIN_LEAVES = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient", "rules")
 
-DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks"}
+DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}
 
 
 def module_of(path: Path) -> str:

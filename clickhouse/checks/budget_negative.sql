@@ -1,0 +1,10 @@
+-- Do campaigns have a budget below zero?
+-- Severity: error
+-- Owner: campaign management
+-- Do: Correct the budget at the source.
+-- Grain: a campaign
+SET param_lowest_budget = '0'; -- the least a budget may be
+SELECT campaign_id, campaign_name, budget_amount
+FROM campaign_dimension
+WHERE NOT is_deleted AND budget_amount < {lowest_budget:Decimal(10, 2)}
+ORDER BY campaign_id

@@ -1,0 +1,21 @@
+-- Which days have events without a campaign?
+-- Severity: warn
+-- Owner: ad serving
+-- Do: Ask the ad server's team why; such events are counted under campaign 0 and cost nothing.
+-- Grain: a reporting day and event type
+SET param_first_day = '1900-01-02'; -- first reporting day looked at
+SET param_last_day = '2299-12-30'; -- last reporting day looked at
+SET param_zone = 'UTC'; -- time zone in which days are cut
+SELECT
+    toDate32(created_at, {zone:String}) AS date_id,
+    event_type,
+    count() AS events,
+    min(event_id) AS first_event_id,
+    max(event_id) AS last_event_id
+FROM ad_events FINAL
+WHERE campaign_id = 0
+    AND event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
+    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+GROUP BY date_id, event_type
+ORDER BY date_id DESC, event_type
+SETTINGS do_not_merge_across_partitions_select_final = 1
