@@ -50,6 +50,8 @@ def _tick_slower() -> None:
     for entry in PROFILES["realtime"].values():
         if entry["schedule"] == 1.0:
             entry["schedule"] = TICK_SECONDS
+        elif entry["task"].startswith(("worker.tasks.quality.", "worker.tasks.alerts.")) and entry["schedule"] in (15.0, 20.0):
+            entry["schedule"] = 60.0
 
 
 if __name__ == "__main__":
