@@ -50,7 +50,10 @@ def _tick_slower() -> None:
     for entry in PROFILES["realtime"].values():
         if entry["schedule"] == 1.0:
             entry["schedule"] = TICK_SECONDS
-        elif entry["task"].startswith(("worker.tasks.quality.", "worker.tasks.alerts.")) and entry["schedule"] in (15.0, 20.0):
+        elif entry["task"].startswith(("worker.tasks.quality.", "worker.tasks.alerts.")) and entry["schedule"] in (
+            15.0,
+            20.0,
+        ):
             entry["schedule"] = 60.0
 
 
