@@ -15,7 +15,7 @@ demo: environment ## Show everything at work in about 20 seconds; ends by itself
 	@.venv/bin/retailmedia demo
 
 test: environment ## Run the tests on servers of their own
-	@$(PYTHON_BIN) -m pytest -m "not chaos"
+	@$(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not chaos"
 
 chaos: environment ## Break things on purpose, then nothing for SOAK seconds: SEED=… FAULTS=… SOAK=…
 	@$(PYTHON_BIN) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
