@@ -183,11 +183,17 @@ def settle(
 
     current = {(entry.incident, entry.began_at): entry for entry in known} | changed
     room = settings.alerts_per_hour - sent_since(sink, now - timedelta(hours=1))
-    sent = []
-    for entry in sorted(current.values(), key=lambda entry: (entry.severity, entry.began_at)):
+    # Errors first; but of one thing that was over and began anew, the end before the beginning, or who reads along
+    # would take the end for that of the new incident.
+    worst: dict[str, Severity] = {}
+    for entry in current.values():
+        worst[entry.incident] = min(worst.get(entry.incident, "warn"), entry.severity)
+    sent: list[str] = []
+    refused: set[str] = set()
+    for entry in sorted(current.values(), key=lambda entry: (worst[entry.incident], entry.began_at)):
         over = entry.ended_at is not None
         due = entry.told_over_at is None and entry.told_at is not None if over else entry.told_at is None
-        if not due:
+        if not due or entry.incident in refused:
             continue
         if room <= 0:
             log.warning("alerts.limit_reached", per_hour=settings.alerts_per_hour, waiting=entry.incident)
@@ -195,6 +201,7 @@ def settle(
         title, text = worded(entry)
         if not send(title, text, None if over else entry.severity):
             log.error("alerts.not_delivered", incident=entry.incident)
+            refused.add(entry.incident)
             continue
         room -= 1
         sent.append(title)

@@ -13,7 +13,7 @@ FROM
     SELECT toDate32(created_at, {zone:String}) AS date_id, 'has events' AS why
     FROM ad_events FINAL
     WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+        AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
     GROUP BY date_id
     UNION ALL
     SELECT toDate32(addYears(today(), {years_ahead:UInt8})) AS date_id, 'lies ahead' AS why

@@ -14,7 +14,7 @@ WITH
         SELECT toDate32(created_at, {zone:String}) AS date_id, max(loaded_at) AS last_at
         FROM ad_events
         WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+            AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
         GROUP BY date_id
         UNION ALL
         SELECT date_id, max(marked_at) AS last_at FROM day_marks GROUP BY date_id
@@ -51,7 +51,7 @@ WITH
             SELECT toDate32(created_at, {zone:String}) AS date_id, campaign_id, event_type, created_at
             FROM ad_events FINAL
             WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+                AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
         ) AS events
         ASOF LEFT JOIN bids ON bids.campaign_id = events.campaign_id AND events.created_at >= bids.valid_from
         GROUP BY date_id, campaign_id

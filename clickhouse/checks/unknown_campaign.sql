@@ -18,7 +18,7 @@ SELECT
 FROM ad_events FINAL
 WHERE campaign_id != 0
     AND campaign_id NOT IN (SELECT campaign_id FROM campaign_dimension WHERE NOT is_deleted)
-    AND loaded_at < now() - toIntervalSecond({grace_seconds:UInt32})
+    AND loaded_at <= now64(3, 'UTC') - toIntervalSecond({grace_seconds:UInt32})
     AND event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
     AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
 GROUP BY campaign_id, event_type

@@ -17,7 +17,7 @@ WITH
             SELECT toDate32(created_at, {zone:String}) AS date_id, max(loaded_at) AS last_at
             FROM ad_events
             WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+                AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
             GROUP BY date_id
             UNION ALL
             SELECT date_id, max(marked_at) AS last_at FROM day_marks GROUP BY date_id
@@ -37,7 +37,7 @@ WITH
             toInt64(countIf(event_type = 'click')) AS clicks
         FROM ad_events FINAL
         WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+            AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
         GROUP BY date_id, hour, campaign_id
     )
 SELECT

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psycopg2
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
@@ -164,6 +164,7 @@ looks = st.lists(
 
 @hypothesis_settings(max_examples=25)
 @given(story=looks)
+@example(story=[({"a": "warn"}, True), ({}, False), ({"a": "error"}, True)])
 def test_whatever_happens_nothing_is_told_twice(
     settings: Settings, story: list[tuple[dict[str, Severity], bool]]
 ) -> None:
