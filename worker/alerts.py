@@ -6,7 +6,7 @@ Incidents are kept in ClickHouse, so that no restart tells anything twice. The o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -52,6 +52,7 @@ class Incident:
     ended_at: datetime | None
     severity: Severity
     message: str
+    told_as: Severity | Literal[""] = ""
     told_at: datetime | None = None
     told_over_at: datetime | None = None
 
@@ -170,14 +171,14 @@ def settle(
         if entry is None:
             put(Incident(name, now, None, signal.severity, signal.message))
         elif entry.severity == "warn" and signal.severity == "error":
-            # Worse than what was told: told again.
-            put(replace(entry, severity="error", message=signal.message, told_at=None))
-        elif entry.message != signal.message and entry.told_at is None:
+            # Worse than what was told: told again, and what was told already is not forgotten.
+            put(replace(entry, severity="error", message=signal.message))
+        elif entry.message != signal.message and entry.told_as != entry.severity:
             put(replace(entry, message=signal.message))
     for name, entry in standing.items():
         if name not in signals_by_name and not name.startswith(tuple(unknown)):
             put(replace(entry, ended_at=now))
-    _write(sink, changed.values(), now)
+    _write(sink, changed.values())
     if send is None:
         return []
 
@@ -192,7 +193,7 @@ def settle(
     refused: set[str] = set()
     for entry in sorted(current.values(), key=lambda entry: (worst[entry.incident], entry.began_at)):
         over = entry.ended_at is not None
-        due = entry.told_over_at is None and entry.told_at is not None if over else entry.told_at is None
+        due = entry.told_over_at is None and entry.told_as != "" if over else entry.told_as != entry.severity
         if not due or entry.incident in refused:
             continue
         if room <= 0:
@@ -206,7 +207,8 @@ def settle(
         room -= 1
         sent.append(title)
         # One by one: of what was told, as little as possible is forgotten if this process ends now.
-        _write(sink, [replace(entry, told_over_at=now) if over else replace(entry, told_at=now)], now)
+        told = replace(entry, told_over_at=now) if over else replace(entry, told_as=entry.severity, told_at=now)
+        _write(sink, [told])
     return sent
 
 
@@ -235,26 +237,32 @@ def sent_since(sink: Sink, since: datetime) -> int:
 
 
 def _incident(row: tuple[object, ...]) -> Incident:
-    name, began, ended, severity, message, told, told_over = row
+    name, began, ended, severity, message, told_as, told, told_over = row
     return Incident(
         str(name),
         _instant(began) or ORIGIN,
         _instant(ended),
-        "error" if severity == "error" else "warn",
+        _severity(severity) or "warn",
         str(message),
+        _severity(told_as),
         _instant(told),
         _instant(told_over),
     )
+
+
+def _severity(value: object) -> Severity | Literal[""]:
+    if value == "error":
+        return "error"
+    return "warn" if value == "warn" else ""
 
 
 def _instant(value: object) -> datetime | None:
     return instant(value) if isinstance(value, datetime) else None
 
 
-def _write(sink: Sink, entries: Iterable[Incident], now: datetime) -> None:
-    columns = ("incident", "began_at", "ended_at", "severity", "message", "told_at", "told_over_at")
-    rows = [(e.incident, e.began_at, e.ended_at, e.severity, e.message, e.told_at, e.told_over_at) for e in entries]
-    sink.insert_rows("alerts", columns, rows)
+def _write(sink: Sink, entries: Iterable[Incident]) -> None:
+    columns = tuple(field.name for field in fields(Incident))
+    sink.insert_rows("alerts", columns, [astuple(entry) for entry in entries])
 
 
 def sender(settings: Settings) -> Send | None:

@@ -522,7 +522,7 @@ def incidents(found: Sequence[Incident]) -> None:
             entry.incident,
             entry.began_at.strftime("%b %d %H:%M:%S"),
             entry.ended_at.strftime("%b %d %H:%M:%S") if entry.ended_at else "",
-            "yes" if entry.told_at else "no",
+            "yes" if entry.told_as else "no",
             clean(entry.message),
         ]
         for entry in found

@@ -6,7 +6,8 @@ CREATE TABLE IF NOT EXISTS alerts
     ended_at     Nullable(DateTime64(6, 'UTC')),
     severity     Enum8('error' = 1, 'warn' = 2),
     message      String,
-    told_at      Nullable(DateTime64(6, 'UTC')) COMMENT 'when the message about it went out',
+    told_as      Enum8('' = 0, 'error' = 1, 'warn' = 2) COMMENT 'how bad the last message about it said it was',
+    told_at      Nullable(DateTime64(6, 'UTC')) COMMENT 'when that message went out',
     told_over_at Nullable(DateTime64(6, 'UTC')) COMMENT 'when the message that it is over went out',
     updated_at   DateTime64(6, 'UTC') DEFAULT now64(6)
 )

@@ -165,6 +165,8 @@ looks = st.lists(
 @hypothesis_settings(max_examples=25)
 @given(story=looks)
 @example(story=[({"a": "warn"}, True), ({}, False), ({"a": "error"}, True)])
+@example(story=[({"a": "warn"}, True), ({"a": "error"}, False), ({}, True)])
+@example(story=[({"a": "warn"}, True), ({"a": "error"}, False), ({}, False), ({"a": "warn"}, True)])
 def test_whatever_happens_nothing_is_told_twice(
     settings: Settings, story: list[tuple[dict[str, Severity], bool]]
 ) -> None:

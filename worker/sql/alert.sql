@@ -53,13 +53,13 @@ GROUP BY stream
 ORDER BY stream
 
 -- name: open
-SELECT incident, began_at, ended_at, toString(severity), message, told_at, told_over_at
+SELECT incident, began_at, ended_at, toString(severity), message, toString(told_as), told_at, told_over_at
 FROM alerts FINAL
 WHERE ended_at IS NULL OR (told_at IS NOT NULL AND told_over_at IS NULL)
 ORDER BY began_at, incident
 
 -- name: latest
-SELECT incident, began_at, ended_at, toString(severity), message, told_at, told_over_at
+SELECT incident, began_at, ended_at, toString(severity), message, toString(told_as), told_at, told_over_at
 FROM alerts FINAL
 ORDER BY ended_at IS NULL DESC, began_at DESC, incident
 LIMIT %(limit)s
