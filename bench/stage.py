@@ -47,7 +47,7 @@ class Stage:
 
     home: Path
     addresses: Addresses
-    _redis_numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 16)))
+    _redis_numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 64)))
     _names: Iterator[int] = field(default_factory=itertools.count)
 
     def source(self, name: str, *, template: str | None = None) -> str:

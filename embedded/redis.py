@@ -55,6 +55,7 @@ def start(home: Path, port: int, password: str) -> Identity:
     log = home / "logs" / "redis.log"
     settings = {
         "bind": "127.0.0.1",
+        "databases": "64",
         "port": str(port),
         "requirepass": password,
         "dir": _quoted(str(folder)),

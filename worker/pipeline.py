@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
-from worker.errors import RefusedRows, VerificationFailed
+from worker.errors import RefusedRows, Superseded, VerificationFailed
 from worker.ledger import Ledger, dedup_token
 from worker.rules import Marks, judge
 from worker.sink import Sink, quoted
@@ -171,8 +171,8 @@ def load_window(
     """Loads one window of an event stream into `table`, known as `uuid`, and commits it.
 
     A window that is committed already is left alone, unless `again` names the occasion on which it is read once more.
-    Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help; the window is then as
-    if nothing had happened.
+    Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help, and `Superseded` where
+    a swap gave the name to another table; the window is then as if nothing had happened.
     """
     with source.snapshot() as snapshot:
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
@@ -180,6 +180,10 @@ def load_window(
             return Loaded(0, 0, 0, 0, already=True)
         reading = _Reading(settings, stream, window, table, uuid, snapshot.version(generation), run_id, again)
         tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
+    # Rows went to whatever carried the name; a commit says that this very table has them. A swap meanwhile parts the
+    # two, and the rows would be gone with the table that was replaced. One after this line does no harm.
+    if sink.uuid(table) != uuid:
+        raise Superseded(f"{table} was replaced while {stream.name} {window} was loaded; nothing was committed.")
     _verify(sink, reading, tally)
     days = days_of_hours(tally.hours, settings.zone) | tally.left
     if tally.extracted:

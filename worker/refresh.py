@@ -33,7 +33,11 @@ from worker.windows import Window, gaps, merged
 log = structlog.get_logger()
 
 SHADOW = "ad_events_shadow_"
-GATE_SECONDS = 60.0
+GATE_SECONDS = 15.0
+"""How long planners hold still for a refresh that says nothing more; whoever swaps closes the gate anew as it goes."""
+
+LANDING_SECONDS = 30.0
+"""How long windows in flight may take to land before the swap; later ones are read again for the new table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ def finish(
 ) -> Run:
     """Catches up with the live table and swaps. `load` loads one window into the shadow.
 
-    Planners are asked to hand out nothing meanwhile, at most for a minute; `now` and `wait` are the caller's clock.
+    Planners are asked to hand out nothing meanwhile; should this process die, for `GATE_SECONDS` more. `now` and `wait` are the caller's clock.
     Raises `Superseded` if a newer refresh dropped the shadow.
     """
     if run.target_uuid is None:
@@ -154,10 +158,11 @@ def finish(
         # Swapped by an earlier attempt that did not live to say so.
         return _finished(sink, ledger, settings, run, name)
     require_shadow(sink, ledger, run)
-    store.close_gate(GATE_SECONDS)
     try:
-        deadline = now() + timedelta(seconds=GATE_SECONDS / 2)
+        store.close_gate(GATE_SECONDS)
+        deadline = now() + timedelta(seconds=LANDING_SECONDS)
         while any(store.in_flight(stream, live[EVENTS_TABLE]) for stream in EVENT_STREAMS) and now() < deadline:
+            store.close_gate(GATE_SECONDS)
             wait(0.05)
         for _ in range(3):
             lacking = behind(ledger, run.target_uuid)
@@ -165,7 +170,9 @@ def finish(
                 break
             for stream in EVENT_STREAMS:
                 for window in lacking[stream.name]:
+                    store.close_gate(GATE_SECONDS)
                     load(stream, window)
+        store.close_gate(GATE_SECONDS)
         _drop_older(sink, run)
         swap(sink, name, run.target_uuid)
     finally:

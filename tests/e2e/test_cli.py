@@ -344,12 +344,14 @@ def test_ctrl_c_leaves_the_run_going(at_work: Settings) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Started in the background by a shell, tests ignore Ctrl-C, and what they start would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         line = waiting.stderr.readline() if waiting.stderr else ""
         assert line.startswith("Waiting for")
         waiting.send_signal(signal.SIGINT)
-        _, errors = waiting.communicate(timeout=20)
+        _, errors = waiting.communicate(timeout=60)
     finally:
         holder.close()
         waiting.kill()

@@ -16,6 +16,7 @@ from worker.celery import Servers
 from worker.errors import Superseded
 from worker.ledger import Run
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS, Stream
+from worker.tasks.sync import load
 from worker.windows import Window
 
 
@@ -182,6 +183,48 @@ def test_a_refresh_that_dies_while_swapping_is_carried_on(
     rebuild(servers)
     assert servers.sink.uuid(EVENTS_TABLE) == run.target_uuid
     assert refresh.shadows(servers.sink) == []
+    assert_agreement(writer, servers)
+
+
+def test_a_window_that_lands_under_a_name_swapped_away_is_not_committed(servers: Servers, writer: Connection) -> None:
+    """It would be committed for the table that is live now, and its rows be in the one that is about to be dropped."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 100)
+    sync(servers)
+    run = started(servers, "in-flight")
+    fill(servers, run)
+    assert run.target_uuid is not None
+    before = servers.ledger.coverage(EVENT_STREAMS, {EVENTS_TABLE: run.target_uuid})["impressions"].watermark
+    add(writer, "impressions", campaign, 7)
+    (planned,) = planner.plan(
+        servers.source, servers.ledger, servers.store, servers.settings, [STREAMS["impressions"]],
+        targets={EVENTS_TABLE: run.target_uuid},
+    )  # fmt: skip
+    refresh.swap(servers.sink, refresh.shadow_name(run.run_id), run.target_uuid)
+    assert planned.windows
+    for window in planned.windows:
+        with pytest.raises(Superseded, match="nothing was committed"):
+            load_into(servers, run, planned.stream, window)
+    after = servers.ledger.coverage(EVENT_STREAMS, servers.ledger.live(EVENT_STREAMS))["impressions"].watermark
+    assert after == before
+    finish(servers, run)
+    sync(servers)
+    assert_agreement(writer, servers)
+
+
+def test_a_window_loaded_for_a_table_that_was_replaced_is_no_failure(servers: Servers, writer: Connection) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 10)
+    sync(servers)
+    replaced = servers.ledger.live(EVENT_STREAMS)[EVENTS_TABLE]
+    complete_refresh(servers, "takes-over")
+    add(writer, "impressions", campaign, 3)
+    impressions = STREAMS["impressions"]
+    window = Window(servers.ledger.coverage([impressions], {EVENTS_TABLE: replaced})["impressions"].watermark,
+                    servers.source.now())  # fmt: skip
+    assert "replaced" in load(servers, impressions, window, replaced, EVENTS_TABLE, "")["skipped"]
+    assert servers.ledger.failures(impressions, replaced, window.lo) == []
+    sync(servers)
     assert_agreement(writer, servers)
 
 

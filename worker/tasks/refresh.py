@@ -12,7 +12,7 @@ from worker import pipeline, planner, refresh
 from worker.celery import app, servers
 from worker.errors import Superseded
 from worker.ledger import Run
-from worker.streams import EVENTS_TABLE, Stream
+from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.streams import stream as stream_of
 from worker.tasks import arguments
 from worker.tasks.metrics import rebuild_dirty, settled
@@ -58,6 +58,10 @@ def step(run_id: str, **unknown: Any) -> dict[str, Any]:
         try:
             state = _advance(found)
         except Superseded as error:
+            # Whoever lost the lease on the way may find that the run itself was swapped in by the next holder.
+            current = here.ledger.run(asked) or found
+            if current.state != "running" or here.ledger.live(EVENT_STREAMS)[EVENTS_TABLE] == current.target_uuid:
+                return {"run_id": run_id, "state": "another worker is at it"}
             here.ledger.end_run(found, "superseded", str(error))
             return {"run_id": run_id, "state": "superseded"}
     if state == "waiting" and here.store.once(f"step:{run_id}", POLL_SECONDS / 2):

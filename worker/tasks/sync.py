@@ -12,7 +12,7 @@ from celery import chord, current_task, group
 
 from worker import observe, pipeline, planner
 from worker.celery import Servers, app, servers
-from worker.errors import RetailMediaError
+from worker.errors import RetailMediaError, Superseded
 from worker.planner import Plan
 from worker.streams import EVENTS_TABLE, Stream
 from worker.tasks import arguments
@@ -110,6 +110,10 @@ def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, 
                 run_id=run_id,
                 on_rows=_progress(here.store, run_id, stream),
             )
+        except Superseded as error:
+            # No failure: what is still lacking in the table that is live now, the next tick plans.
+            log.info("window.superseded", stream=stream.name, reason=str(error))
+            return {"stream": stream.name, "skipped": "the table was replaced meanwhile"}
         except RetailMediaError as error:
             observe.note_failed_window(stream.name, type(error).__name__)
             _note_failure(here, stream, uuid, window, run_id, error)
