@@ -35,6 +35,7 @@ from worker import (
     quality,
     quarantine,
     queries,
+    report,
     screens,
     standing,
     streams,
@@ -746,6 +747,36 @@ def alerts_command(tell: bool, only_test: bool, limit: int, as_json: bool) -> No
     for title in sent:
         screens.say(f"Told: {title}")
     screens.incidents(found)
+
+
+@cli.command("report")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="Write to this file.",
+)
+@debuggable
+def report_command(out: Path) -> None:
+    """Write how the data is into one HTML file that needs no network."""
+    settings = _settings()
+    overview: standing.Overview | str
+    with _sink(settings) as sink:
+        try:
+            with _servers(settings) as here:
+                overview = standing.overview(
+                    here.source, here.sink, here.ledger, here.store, list(streams.STREAMS.values())
+                )
+        except RetailMediaError as error:
+            # What ClickHouse has to say is worth reading all the more.
+            overview = str(error)
+        page = report.build(sink, settings, overview, quality.checks(settings), now=datetime.now(UTC))
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written: {error.strerror}.") from None
+    screens.say(f"Wrote {out} ({len(page.encode()) / 1024:.0f} KiB).")
 
 
 # Bringing up and down
