@@ -179,9 +179,10 @@ FROM compared
 SETTINGS max_partitions_per_insert_block = 0
 
 -- name: causes
--- Why the counts of these days changed since they were last built, or became final, as the ledger tells: a full refresh put another
--- table in place; a reconciliation or a replay mended rows; windows were loaded that had been loaded before; events that were there already were read again in a
--- newer version; or, where none of this happened, rows came late.
+-- Why the counts of these days changed since they were last built, or became final, as the ledger tells: a full
+-- refresh put another table in place; a reconciliation or a replay mended rows; windows were loaded that had been loaded
+-- before; events that were there already were read again in a newer version; or, where none of this happened, rows came
+-- late. A rebuild waits for this, so it must not grow with the square of the ledger: a day of ticks is 170,000 commits.
 WITH
     (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events') AS live,
     built AS
@@ -210,22 +211,45 @@ WITH
         FROM sync_runs FINAL
         WHERE kind = 'refresh' AND target_uuid = live
     ),
+    recent AS
+    (
+        SELECT min(lo) AS first_lo FROM sync_commits
+        WHERE target_uuid = live AND kind = 'window' AND committed_at >= (SELECT min(since) FROM built)
+    ),
+    -- Windows overlap only where rows were read again. In order of their beginnings each is compared with the one before
+    -- it that ends last, not with every other: there are as many windows as there were ticks.
     replayed AS
     (
-        SELECT max(again.committed_at) AS at
-        FROM sync_commits AS again
-        INNER JOIN sync_commits AS before ON before.stream = again.stream AND before.target_uuid = again.target_uuid
-        WHERE again.target_uuid = live AND again.kind = 'window' AND before.kind = 'window'
-            AND again.committed_at > before.committed_at AND again.lo < before.hi AND before.lo < again.hi
-            AND again.committed_at >= (SELECT min(since) FROM built)
+        SELECT max(greatest(committed_at, before.2)) AS at
+        FROM
+        (
+            SELECT lo, committed_at,
+                max((hi, committed_at)) OVER (
+                    PARTITION BY stream ORDER BY lo, hi, committed_at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                ) AS before
+            FROM sync_commits
+            WHERE target_uuid = live AND kind = 'window' AND hi > (SELECT first_lo FROM recent)
+        )
+        WHERE lo < before.1
+    ),
+    leaving AS
+    (
+        SELECT stream, lo, hi, noted_at, arrayIntersect(days, %(days)s) AS left_days
+        FROM sync_attempts
+        WHERE outcome = 'superseding' AND target_uuid = live AND notEmpty(left_days)
     ),
     overwritten AS
     (
-        SELECT arrayJoin(attempts.days) AS date_id, max(commits.committed_at) AS at
-        FROM sync_attempts AS attempts
-        INNER JOIN sync_commits AS commits ON commits.stream = attempts.stream AND commits.target_uuid = attempts.target_uuid
-        WHERE attempts.outcome = 'superseding' AND attempts.target_uuid = live
-            AND attempts.lo < commits.hi AND commits.lo < attempts.hi AND commits.committed_at >= attempts.noted_at
+        SELECT arrayJoin(leaving.left_days) AS date_id, max(commits.committed_at) AS at
+        FROM leaving
+        INNER JOIN
+        (
+            SELECT stream, lo, hi, committed_at
+            FROM sync_commits
+            WHERE target_uuid = live AND committed_at >= (SELECT min(since) FROM built)
+                AND hi > (SELECT min(lo) FROM leaving) AND lo < (SELECT max(hi) FROM leaving)
+        ) AS commits ON commits.stream = leaving.stream
+        WHERE leaving.lo < commits.hi AND commits.lo < leaving.hi AND commits.committed_at >= leaving.noted_at
         GROUP BY date_id
     ),
     mended AS
@@ -243,19 +267,25 @@ WITH
     ),
     moved AS
     (
-        SELECT groupArray((toString(stream), lo, hi, noted_at)) AS windows
+        SELECT toString(stream) AS stream, lo, max(hi) AS hi
         FROM sync_attempts
         WHERE outcome = 'superseding' AND target_uuid = live AND noted_at >= (SELECT min(since) FROM built)
+        GROUP BY stream, lo
     ),
+    -- Rows of a window that overwrote something, which came since the last time: whatever their version, something moved.
     arrived AS
     (
-        SELECT toDate32(created_at, %(zone)s) AS date_id, max(loaded_at) AS at
-        FROM ad_events FINAL
-        WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
-            AND arrayExists(
-                held -> held.1 = if(event_type = 'impression', 'impressions', 'clicks')
-                    AND inserted_at >= held.2 AND inserted_at < held.3,
-                (SELECT windows FROM moved))
+        SELECT came.date_id AS date_id, max(came.at) AS at
+        FROM
+        (
+            SELECT toDate32(created_at, %(zone)s) AS date_id, inserted_at, loaded_at AS at,
+                if(event_type = 'impression', 'impressions', 'clicks') AS stream
+            FROM ad_events
+            WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
+                AND loaded_at >= (SELECT min(since) FROM built)
+        ) AS came
+        ASOF INNER JOIN moved ON moved.stream = came.stream AND came.inserted_at >= moved.lo
+        WHERE came.inserted_at < moved.hi
         GROUP BY date_id
     )
 SELECT
