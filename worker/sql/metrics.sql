@@ -178,32 +178,38 @@ SELECT
 FROM compared
 SETTINGS max_partitions_per_insert_block = 0
 
+-- name: built_since
+-- Since when each of these days counts as said: it was last built, or became final, whichever was later.
+SELECT days.date_id AS date_id, greatest(max(said.at), any(final.at)) AS since
+FROM (SELECT arrayJoin(%(days)s) AS date_id) AS days
+LEFT JOIN
+(
+    SELECT asked.date_id AS date_id, min(finality.noted_at) AS at
+    FROM (SELECT arrayJoin(%(days)s) AS date_id) AS asked
+    CROSS JOIN finality
+    WHERE finality.final_through >= asked.date_id
+    GROUP BY date_id
+) AS final ON final.date_id = days.date_id
+LEFT JOIN
+(
+    SELECT date_id, min(updated_at) AS at FROM daily_campaign_performance WHERE date_id IN %(days)s GROUP BY date_id
+    UNION ALL
+    SELECT date_id, max(updated_at) AS at FROM empty_days WHERE date_id IN %(days)s GROUP BY date_id
+) AS said ON said.date_id = days.date_id
+GROUP BY days.date_id
+SETTINGS join_use_nulls = 0
+
 -- name: causes
 -- Why the counts of these days changed since they were last built, or became final, as the ledger tells: a full
 -- refresh put another table in place; a reconciliation or a replay mended rows; windows were loaded that had been loaded
 -- before; events that were there already were read again in a newer version; or, where none of this happened, rows came
 -- late. A rebuild waits for this, so it must not grow with the square of the ledger: a day of ticks is 170,000 commits.
+-- What asks for the oldest `since` does so in many places, so it comes from a statement of its own.
 WITH
     (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events') AS live,
     built AS
     (
-        SELECT days.date_id AS date_id, greatest(max(said.at), any(final.at)) AS since
-        FROM (SELECT arrayJoin(%(days)s) AS date_id) AS days
-        LEFT JOIN
-        (
-            SELECT asked.date_id AS date_id, min(finality.noted_at) AS at
-            FROM (SELECT arrayJoin(%(days)s) AS date_id) AS asked
-            CROSS JOIN finality
-            WHERE finality.final_through >= asked.date_id
-            GROUP BY date_id
-        ) AS final ON final.date_id = days.date_id
-        LEFT JOIN
-        (
-            SELECT date_id, min(updated_at) AS at FROM daily_campaign_performance WHERE date_id IN %(days)s GROUP BY date_id
-            UNION ALL
-            SELECT date_id, max(updated_at) AS at FROM empty_days WHERE date_id IN %(days)s GROUP BY date_id
-        ) AS said ON said.date_id = days.date_id
-        GROUP BY days.date_id
+        SELECT pair.1 AS date_id, pair.2 AS since FROM (SELECT arrayJoin(arrayZip(%(days)s, %(since)s)) AS pair)
     ),
     refreshed AS
     (
@@ -214,7 +220,7 @@ WITH
     recent AS
     (
         SELECT min(lo) AS first_lo FROM sync_commits
-        WHERE target_uuid = live AND kind = 'window' AND committed_at >= (SELECT min(since) FROM built)
+        WHERE target_uuid = live AND kind = 'window' AND committed_at >= %(first_since)s
     ),
     -- Windows overlap only where rows were read again. In order of their beginnings each is compared with the one before
     -- it that ends last, not with every other: there are as many windows as there were ticks.
@@ -246,7 +252,7 @@ WITH
         (
             SELECT stream, lo, hi, committed_at
             FROM sync_commits
-            WHERE target_uuid = live AND committed_at >= (SELECT min(since) FROM built)
+            WHERE target_uuid = live AND committed_at >= %(first_since)s
                 AND hi > (SELECT min(lo) FROM leaving) AND lo < (SELECT max(hi) FROM leaving)
         ) AS commits ON commits.stream = leaving.stream
         WHERE leaving.lo < commits.hi AND commits.lo < leaving.hi AND commits.committed_at >= leaving.noted_at
@@ -269,7 +275,7 @@ WITH
     (
         SELECT toString(stream) AS stream, lo, max(hi) AS hi
         FROM sync_attempts
-        WHERE outcome = 'superseding' AND target_uuid = live AND noted_at >= (SELECT min(since) FROM built)
+        WHERE outcome = 'superseding' AND target_uuid = live AND noted_at >= %(first_since)s
         GROUP BY stream, lo
     ),
     -- Rows of a window that overwrote something, which came since the last time: whatever their version, something moved.
@@ -282,7 +288,7 @@ WITH
                 if(event_type = 'impression', 'impressions', 'clicks') AS stream
             FROM ad_events
             WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
-                AND loaded_at >= (SELECT min(since) FROM built)
+                AND loaded_at >= %(first_since)s
         ) AS came
         ASOF INNER JOIN moved ON moved.stream = came.stream AND came.inserted_at >= moved.lo
         WHERE came.inserted_at < moved.hi
