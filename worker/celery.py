@@ -9,19 +9,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from celery import Celery, Task, signals
 from kombu import Exchange, Queue
 
 from beat_schedule import PROFILES
-from worker import logs, observe
+from worker import broker, logs, observe
 from worker.config import Settings, load
 from worker.errors import Unreachable
 from worker.ledger import Ledger
 from worker.sink import Sink
 from worker.source import Source
-from worker.watermarks import WatermarkStore
+from worker.watermarks import WatermarkStore, sentinel_options
 
 log = structlog.get_logger()
 
@@ -30,16 +31,27 @@ NO_BROKER = "redis://127.0.0.1:6379/0"
 """Where Celery looks while no broker is named; it then says itself that nothing answers there."""
 
 
-def _broker(settings: Settings) -> str:
+def _broker(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The address Celery takes, and the options that go with it to broker and result backend."""
     try:
-        return settings.broker_url
+        address = settings.redis_address
     except Unreachable:
-        return NO_BROKER
+        return NO_BROKER, {}
+    if not address.sentinels:
+        return address.url, {}
+    # Celery takes one URL for each Sentinel, and the database and login of the master from any of them.
+    login = f"{quote(address.user, safe='')}:{quote(address.password, safe='')}@" if address.password else ""
+    urls = [f"sentinel://{login}{_bracketed(host)}:{port}/{address.database}" for host, port in address.sentinels]
+    return ";".join(urls), {"master_name": address.master, "sentinel_kwargs": sentinel_options(settings)}
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings. Each of them earned its place; DESIGN and the tests say how."""
-    broker = _broker(settings)
+    address, sentinel = _broker(settings)
     transport = {
         "visibility_timeout": settings.visibility_timeout_seconds,
         "socket_timeout": 10,
@@ -49,12 +61,13 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Redelivery is looked for this often instead of every hundred seconds.
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
+        **sentinel,
     }
     return {
-        "broker_url": broker,
-        "result_backend": broker,
+        "broker_url": address,
+        "result_backend": address,
         "broker_transport_options": transport,
-        "result_backend_transport_options": {"retry_policy": {"timeout": 10.0}},
+        "result_backend_transport_options": {"retry_policy": {"timeout": 10.0}, **sentinel},
         "result_backend_always_retry": True,
         "redis_socket_timeout": 10,
         "redis_socket_connect_timeout": settings.connect_timeout_seconds,
@@ -63,6 +76,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_connection_timeout": settings.connect_timeout_seconds,
+        # A master that became a replica answers that it is read-only: a reason to look for the new one, not to end.
+        "broker_channel_error_retry": True,
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         # A task that kills its worker would otherwise come back for ever.
@@ -229,6 +244,7 @@ class DomainTask(Task):  # type: ignore[type-arg]
 
 def create_app(settings: Settings) -> Celery[Any]:
     """A Celery app by these settings."""
+    broker.register()
     made: Celery[Any] = Celery("worker", task_cls=DomainTask, set_as_current=True)
     made.conf.update(configuration(settings))
     DomainTask.max_retries = settings.max_redeliveries

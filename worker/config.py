@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from worker.errors import BadInput, Unreachable
 
+SENTINEL_PORT = 26379
 EXAMPLE_PASSWORD = "change-me-"  # noqa: S105 - how the passwords of .env.example begin
 
 PricingModel = Literal["cpc", "cpm", "cpi"]
@@ -37,6 +38,17 @@ class ClickHouseAddress(NamedTuple):
     ca_certs: str | None = None
 
 
+class RedisAddress(NamedTuple):
+    """Where Redis is: one server by its URL, or Sentinels and the name by which they know whoever is master now."""
+
+    url: str
+    sentinels: tuple[tuple[str, int], ...] = ()
+    master: str = ""
+    user: str = ""
+    password: str = ""
+    database: int = 0
+
+
 class Settings(BaseSettings):
     """Every setting with its type, default and meaning. Environment names are the field names in capitals."""
 
@@ -51,7 +63,13 @@ class Settings(BaseSettings):
         "whom to trust.",
     )
     redis_url: str = Field(
-        "", repr=False, description="Broker, results and watermarks, `redis://:password@host:6379/0`."
+        "",
+        repr=False,
+        description="Broker, results and watermarks, `redis://:password@host:6379/0`; `rediss://` is TLS; with Sentinel "
+        "`sentinel://:password@host:26379,host:26379/0?master=name`.",
+    )
+    redis_sentinel_password: str = Field(
+        "", repr=False, description="Password of the Sentinels themselves, where they have one."
     )
     retailmedia_home: Path = Field(
         Path(".retailmedia"), description="Folder of the embedded stack, its data and its logs."
@@ -214,6 +232,7 @@ class Settings(BaseSettings):
                 "postgres_dsn",
                 "clickhouse_dsn",
                 "redis_url",
+                "redis_sentinel_password",
                 "pg_password",
                 "ch_password",
                 "flower_password",
@@ -290,6 +309,32 @@ class Settings(BaseSettings):
         return self._resolve("REDIS_URL", self.redis_url)
 
     @property
+    def redis_address(self) -> RedisAddress:
+        """The Redis URL in parts. Raises `BadInput` if it is one of Sentinels and cannot be understood."""
+        url = self.broker_url
+        parts = urlsplit(url)
+        if not parts.scheme.startswith("sentinel"):
+            return RedisAddress(url)
+        login, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = login.partition(":")
+        (master,) = parse_qs(parts.query).get("master", [""])[-1:]
+        database = parts.path.strip("/") or "0"
+        try:
+            servers = tuple(
+                (str(each.hostname or ""), each.port or SENTINEL_PORT)
+                for each in (urlsplit(f"//{host}") for host in hosts.split(","))
+            )
+        except ValueError:
+            servers = ()
+        understood = parts.scheme == "sentinel" and servers and all(host for host, _ in servers)
+        if not understood or not master or not database.isdecimal():
+            raise BadInput(
+                "REDIS_URL must read sentinel://:password@host:26379,host:26379/0?master=name for Sentinels; they and "
+                "the Redis they watch are spoken to without TLS."
+            )
+        return RedisAddress(url, servers, master, unquote(user), unquote(password), int(database))
+
+    @property
     def sink_address(self) -> ClickHouseAddress:
         """The ClickHouse DSN in parts. Raises `BadInput` if it is not one."""
         parts = urlsplit(self.sink_dsn)
@@ -317,7 +362,11 @@ class Settings(BaseSettings):
             case "clickhouse":
                 dsn = self.sink_dsn
             case "redis":
-                dsn = self.broker_url
+                address = self.redis_address
+                if address.sentinels:
+                    hosts = ",".join(f"{host}:{port}" for host, port in address.sentinels)
+                    return f"{hosts}/{address.database}, master {address.master}"
+                dsn = address.url
         parts = urlsplit(dsn)
         if not parts.scheme:
             # libpq also takes `host=… port=… dbname=… password=…`.

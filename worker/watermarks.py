@@ -20,6 +20,7 @@ import redis
 import structlog
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from worker.config import Settings
 from worker.errors import BadInput, Unreachable
@@ -132,21 +133,37 @@ class Lease:
             log.warning("lease.release_failed", key=self._key)
 
 
+def sentinel_options(settings: Settings) -> dict[str, Any]:
+    """How to speak to Sentinels: with the timeouts of Redis, and their own password if they have one."""
+    seconds = settings.connect_timeout_seconds
+    options = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+    return {**options, "password": settings.redis_sentinel_password} if settings.redis_sentinel_password else options
+
+
+def _connected(settings: Settings) -> redis.Redis:
+    """A client of the server, or of whichever one the Sentinels call master when a connection is made."""
+    address, seconds = settings.redis_address, settings.connect_timeout_seconds
+    options: dict[str, Any] = {
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
+        "socket_keepalive": True,
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
+        "decode_responses": True,
+    }
+    if not address.sentinels:
+        return redis.Redis.from_url(address.url, **options)
+    sentinel: Any = Sentinel(address.sentinels, sentinel_kwargs=sentinel_options(settings), **options)  # type: ignore[no-untyped-call]
+    login = {"username": address.user or None, "password": address.password or None, "db": address.database}
+    return cast("redis.Redis", sentinel.master_for(address.master, **login))
+
+
 class WatermarkStore:
     """A Redis connection pool of this process. Raises `Unreachable` where Redis does not answer."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        seconds = settings.connect_timeout_seconds
-        self._redis = redis.Redis.from_url(
-            settings.broker_url,
-            socket_timeout=seconds,
-            socket_connect_timeout=seconds,
-            socket_keepalive=True,
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
-            decode_responses=True,
-        )
+        self._redis = _connected(settings)
 
     def close(self) -> None:
         """Closes the pool."""

@@ -1,0 +1,65 @@
+"""Celery's Redis transport with two things mended: what a closed channel raises, and what a connection tells of itself.
+
+Kombu closes a channel after its connection is gone, and then asks that connection for its host. The AttributeError is
+taken for a defect and ends the worker; as a connection error it is what it is, and the worker connects anew. Messages
+that could not be handed back come again after the visibility timeout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as transport
+
+_sentinel_options: dict[str, dict[str, Any]] = {}
+"""How to speak to the Sentinels of each master."""
+
+
+class _Mended:
+    """A channel that says so when its connection is gone."""
+
+    connection: Any
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        if self.connection is None or self.connection.client is None:
+            raise ConnectionError("the connection of this channel is closed")
+        return super()._connparams(asynchronous)  # type: ignore[misc]
+
+
+class Channel(_Mended, transport.Channel):
+    """A channel to one server."""
+
+
+class SentinelChannel(_Mended, transport.SentinelChannel):
+    """A channel to whichever server the Sentinels call master."""
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        # Before anything else: the channel connects while it is made.
+        self.sentinel_kwargs = _sentinel_options.get(connection.client.transport_options.get("master_name", ""))
+        super().__init__(connection, **kwargs)
+
+
+class Transport(transport.Transport):
+    """One server, with or without TLS."""
+
+    Channel = Channel
+
+
+class SentinelTransport(transport.SentinelTransport):
+    """Servers that Sentinels watch."""
+
+    Channel = SentinelChannel
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        # A worker tells anybody who asks, Flower for one, with which options it is connected: no place for a password.
+        told = client.transport_options
+        if "sentinel_kwargs" in told:
+            _sentinel_options[told["master_name"]] = told.pop("sentinel_kwargs")
+        super().__init__(client, **kwargs)
+
+
+def register() -> None:
+    """Makes Celery use these for `redis://`, `rediss://` and `sentinel://`."""
+    for scheme, chosen in (("redis", Transport), ("rediss", Transport), ("sentinel", SentinelTransport)):
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:{chosen.__name__}"
