@@ -70,9 +70,10 @@ class Sum:
     value: float
 
 
-def note_window(stream: str, rows: int, quarantined: int, seconds: float) -> None:
-    """Counts a window that was loaded."""
+def note_window(stream: str, rows: int, quarantined: int, seconds: float, sent: int = 0) -> None:
+    """Counts a window that was loaded; `sent` is the bytes of its columns."""
     tally.add("rows_loaded", rows, stream=stream)
+    tally.add("bytes_loaded", sent, stream=stream)
     tally.add("rows_quarantined", quarantined, stream=stream)
     bound = next((str(bound) for bound in WINDOW_SECONDS if seconds <= bound), "+Inf")
     tally.add("window_seconds", stream=stream, le=bound)

@@ -47,13 +47,17 @@ UInt64s = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What became of one window or dimension: every row extracted was loaded or quarantined."""
+    """What became of one window or dimension: every row extracted was loaded or quarantined.
+
+    `sent` is how many bytes of columns went to ClickHouse.
+    """
 
     extracted: int
     loaded: int
     quarantined: int
     days: int
     already: bool = False
+    sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class _Tally:
     extracted: int = 0
     loaded: int = 0
     quarantined: int = 0
+    sent: int = 0
     first: int = np.iinfo(np.int64).max
     last: int = np.iinfo(np.int64).min
     content: int = 0
@@ -92,6 +97,7 @@ class _Tally:
         self.extracted += other.extracted
         self.loaded += other.loaded
         self.quarantined += other.quarantined
+        self.sent += other.sent
         self.first = min(self.first, other.first)
         self.last = max(self.last, other.last)
         self.content = (self.content + other.content) % 2**64
@@ -201,7 +207,7 @@ def load_window(
         snapshot=snapshot,
         extracted=tally.extracted,
     )
-    return Loaded(tally.extracted, tally.loaded, tally.quarantined, len(days))
+    return Loaded(tally.extracted, tally.loaded, tally.quarantined, len(days), sent=tally.sent)
 
 
 def _covered(window: Window, commits: list[Window]) -> bool:
@@ -262,7 +268,7 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
         judged.update((int(position), rule) for position in np.flatnonzero(rows) if int(position) not in refused)
     if judged:
         refused.update(_without_released(sink, stream, chunk, judged))
-    _insert(sink, stream, chunk, refused, reading.table, reading.version, token)
+    sent = _insert(sink, stream, chunk, refused, reading.table, reading.version, token)
 
     loaded = chunk
     if refused:
@@ -272,7 +278,7 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
         loaded = chunk.take(kept)
     if flagged:
         _flag(sink, reading, chunk, flagged, refused, token)
-    tally = _Tally(len(chunk), len(loaded), len(refused), left=left)
+    tally = _Tally(len(chunk), len(loaded), len(refused), sent, left=left)
     if len(loaded):
         tally.first, tally.last = int(loaded.event_id.min()), int(loaded.event_id.max())
         tally.content = content_hash(loaded)
@@ -315,17 +321,18 @@ def _insert(
     table: str,
     version: int,
     token: str,
-) -> None:
+) -> int:
     """Inserts the chunk in one block. Where ClickHouse refuses it, halves, down to the rows it refuses.
 
-    A refused row leaves a tombstone, so that no earlier version of that event is counted in its place.
+    Returns the bytes of what was taken. A refused row leaves a tombstone, so that no earlier version of that event is counted in its place.
     """
     positions = np.arange(len(chunk))
     pending = [(positions, token)]
+    sent = 0
     while pending:
         chosen, name = pending.pop()
         try:
-            sink.insert_columns(table, _block(stream, chunk, chosen, refused, version), token=name)
+            sent += sink.insert_columns(table, _block(stream, chunk, chosen, refused, version), token=name)
         except RefusedRows as error:
             if len(chosen) == 1:
                 if int(chosen[0]) in refused:
@@ -336,6 +343,7 @@ def _insert(
             middle = len(chosen) // 2
             pending.append((chosen[middle:], f"{name}/b"))
             pending.append((chosen[:middle], f"{name}/a"))
+    return sent
 
 
 def _block(

@@ -33,6 +33,7 @@ PREFIX = "retailmedia_"
 
 COUNTERS = {
     "rows_loaded": "Rows loaded into ClickHouse.",
+    "bytes_loaded": "Bytes of event columns sent to ClickHouse, uncompressed.",
     "rows_quarantined": "Rows set aside because they could not be loaded.",
     "windows_failed": "Windows that failed, by class of error; they are tried again.",
     "retries": "Statements tried again after a transient error, by server and cause.",

@@ -225,8 +225,8 @@ class Sink:
         data = [tuple(row) for row in rows]
         self.retried(lambda: self._once(f"writing to {table}", statement, data, settings=settings))
 
-    def insert_columns(self, table: str, columns: dict[str, Column], *, token: str) -> None:
-        """One block of columns of equal length, once however often it is sent with this token.
+    def insert_columns(self, table: str, columns: dict[str, Column], *, token: str) -> int:
+        """One block of columns of equal length, once however often it is sent with this token; returns its bytes.
 
         Raises `RefusedRows` where the server does not take a value; then nothing of the block was inserted. Raises
         `SchemaMismatch` where the table's columns are of other types.
@@ -234,7 +234,8 @@ class Sink:
         statement = f"INSERT INTO {quoted(table)} ({', '.join(quoted(name) for name in columns)}) VALUES"
         # A block holds an id once, so replacing within it at insert would find nothing and cost a tenth of the time.
         settings = {**RELIED_ON, "insert_deduplication_token": token, "optimize_on_insert": 0}
-        self.retried(lambda: self._once(f"loading into {table}", statement, settings=settings, columns=columns))
+        sent = self.retried(lambda: self._once(f"loading into {table}", statement, settings=settings, columns=columns))
+        return int(sent)
 
     @contextmanager
     def staging(self, prefix: str, create: str) -> Iterator[str]:
@@ -271,8 +272,11 @@ class Sink:
         return UUID(str(found[0][0]))
 
 
-def _send_columns(client: Client, statement: str, columns: dict[str, Column], settings: Mapping[str, Any]) -> None:
-    """`Client.execute` for one block whose bytes are at hand: the driver would copy each column twice to send it."""
+def _send_columns(client: Client, statement: str, columns: dict[str, Column], settings: Mapping[str, Any]) -> int:
+    """`Client.execute` for one block whose bytes are at hand: the driver would copy each column twice to send it.
+
+    Returns how many there are.
+    """
     with client.disconnect_on_error(statement, settings):
         connection = client.connection
         connection.send_query(statement)
@@ -298,6 +302,7 @@ def _send_columns(client: Client, statement: str, columns: dict[str, Column], se
         connection.send_data(ColumnOrientedBlock())
         client.receive_profile_events()
         client.receive_end_of_insert_query()
+    return sum(len(piece) for piece in pieces)
 
 
 def quoted(name: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -69,7 +71,7 @@ def load(here: Servers, names: tuple[str, ...]) -> int:
                 here.source, here.sink, here.ledger, here.settings, planned.stream, window,
                 table="ad_events", uuid=planned.target_uuid,
             )  # fmt: skip
-            observe.note_window(planned.stream.name, done.loaded, done.quarantined, 0.3)
+            observe.note_window(planned.stream.name, done.loaded, done.quarantined, 0.3, done.sent)
             loaded += done.loaded
     planner.publish_watermarks(
         here.ledger, here.store, list(STREAMS.values()), here.ledger.live(list(STREAMS.values()))
@@ -93,6 +95,8 @@ def test_a_scrape_tells_what_was_loaded_and_what_waits(
         found = scraped(address)
     assert found[f"{PREFIX}up"] == {(("server", name),): 1.0 for name in ("redis", "clickhouse", "postgres")}
     assert found[f"{PREFIX}rows_loaded_total"][of("impressions")] == 700
+    # Five columns of eight bytes and two of one, and what names and counts them.
+    assert 0 < found[f"{PREFIX}bytes_loaded_total"][of("impressions")] - 700 * (5 * 8 + 2) < 1000
     assert found[f"{PREFIX}committed_rows"][of("impressions")] == 700
     assert found[f"{PREFIX}rows"][of("impressions")] == 700
     assert found[f"{PREFIX}stored_bytes"][of("impressions")] > 0
@@ -109,6 +113,21 @@ def test_a_scrape_tells_what_was_loaded_and_what_waits(
     assert found[f"{PREFIX}queue_messages"][(("queue", "realtime"),)] == 0
     me = (("host", socket.gethostname()), ("pid", str(os.getpid())))
     assert found[f"{PREFIX}process_memory_bytes"][me] > 10_000_000
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian's package prometheus)")
+def test_prometheus_finds_nothing_wrong_with_names_and_types(
+    settings: Settings, servers: Servers, writer: Connection
+) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 10)
+    load(servers, ("impressions",))
+    observe.deliver(servers.store)
+    with exporting(settings) as address, urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:  # noqa: S310
+        told = subprocess.run(["promtool", "check", "metrics"], input=answer.read(), capture_output=True, check=False)
+    # It takes the days of a calendar, which are counted here, for a measure of time.
+    found = [line for line in told.stderr.decode().splitlines() if 'instead of "days"' not in line]
+    assert (told.stdout, found) == (b"", [])
 
 
 def test_counts_of_forked_children_add_up(settings: Settings, servers: Servers) -> None:

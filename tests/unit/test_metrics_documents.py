@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -71,3 +74,21 @@ def test_panels_do_not_overlap_and_the_source_of_data_is_provisioned() -> None:
     assert {panel["datasource"]["uid"] for panel in BOARD["panels"]} == {source["uid"]}
     (provider,) = yaml.safe_load((folder / "dashboards/retailmedia.yml").read_text())["providers"]
     assert f":{provider['options']['path']}:ro" in (ROOT / "docker-compose.yml").read_text()
+
+
+def test_every_alert_is_played_once_raised_and_once_not() -> None:
+    played: dict[str, set[bool]] = {}
+    for test in yaml.safe_load((ROOT / "deploy/prometheus/alerts.test.yml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            played.setdefault(case["alertname"], set()).add(bool(case["exp_alerts"]))
+    rules = {rule["alert"] for group in RULES["groups"] for rule in group["rules"]}
+    assert {name: played.get(name) for name in rules} == {name: {True, False} for name in rules}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian's package prometheus)")
+def test_prometheus_itself_raises_each_alert_when_it_should() -> None:
+    told = subprocess.run(
+        ["promtool", "test", "rules", "alerts.test.yml"],
+        cwd=ROOT / "deploy/prometheus", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr

@@ -122,7 +122,7 @@ def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, 
         here.store.add_progress(run_id, stream, windows=1)
     if done.already:
         return {"stream": stream.name, "skipped": "already loaded"}
-    observe.note_window(stream.name, done.loaded, done.quarantined, time.monotonic() - begun)
+    observe.note_window(stream.name, done.loaded, done.quarantined, time.monotonic() - begun, done.sent)
     log.info("window.loaded", stream=stream.name, rows=done.loaded, quarantined=done.quarantined, days=done.days)
     result = {"stream": stream.name, "rows": done.loaded, "days": done.days}
     return {**result, "quarantined": done.quarantined} if done.quarantined else result
