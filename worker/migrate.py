@@ -6,7 +6,8 @@ when that setting changes.
 
 With `CLICKHOUSE_CLUSTER` set, the database is made on every server of that cluster with engine Replicated, and tables
 get replicated engines: whatever is created, altered, exchanged or dropped in it on one replica happens on all, so
-staging tables, rebuilds and swaps need to know nothing of it. The cluster has one shard.
+staging tables, rebuilds and swaps need to know nothing of it. The cluster has one shard; what analysts read also stands
+as a Distributed table, for which any replica will do.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from worker.sql import CLICKHOUSE, named
 log = structlog.get_logger()
 
 MIGRATIONS = CLICKHOUSE / "migrations"
+DISTRIBUTED = ("ad_events", "daily_campaign_performance")
+"""Tables that on a cluster can also be read as `…_distributed`."""
+
 _NAME = re.compile(r"^\d{4}_[a-z0-9_]+\.sql$")
 
 
@@ -81,6 +85,17 @@ def create_database(settings: Settings, database: str) -> str:
     on_all = f"CREATE DATABASE IF NOT EXISTS {quoted(database)} ON CLUSTER {quoted(settings.clickhouse_cluster)}"
     # Braces are the servers' own macros.
     return f"{on_all} ENGINE = Replicated({path}, '{{shard}}', '{{replica}}')"
+
+
+def distributed(settings: Settings, database: str) -> list[str]:
+    """The statements that make the Distributed tables of a cluster."""
+    names = {"cluster": literal(settings.clickhouse_cluster), "database": literal(database)}
+    return [
+        named("migrate", "create_distributed").format(
+            distributed=quoted(f"{table}_distributed"), table=quoted(table), **names
+        )
+        for table in DISTRIBUTED
+    ]
 
 
 def migrations(settings: Settings, folder: Path = MIGRATIONS) -> list[Migration]:
@@ -153,6 +168,9 @@ def migrate(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[s
             sink.insert_rows("schema_migrations", ("name", "checksum", "rendered"), [row])
             log.info("migrate.applied", name=migration.name)
             done.append(migration.name)
+    if settings.clickhouse_cluster:
+        for statement in distributed(settings, sink.database):
+            sink.command("creating a Distributed table", statement)
     if "outdated" in due.values():
         # The reporting time zone changed: other days hold other events.
         Ledger(sink).mark_all_days(settings.reporting_timezone)

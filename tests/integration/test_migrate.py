@@ -10,7 +10,7 @@ import pytest
 from worker import migrate
 from worker.celery import Servers
 from worker.config import Settings
-from worker.errors import SchemaMismatch
+from worker.errors import SchemaMismatch, SinkFailure
 from worker.sink import Sink
 
 
@@ -101,6 +101,19 @@ def test_on_a_cluster_every_table_is_replicated_and_deduplicates(settings: Setti
     (told,) = servers.sink.query("parsing", "SELECT formatQuery(%(text)s)", {"text": made})[0]
     assert "ON CLUSTER main" in told
     assert "Replicated('/clickhouse/databases/retailmedia', '{shard}', '{replica}')" in told
+
+
+def test_on_a_cluster_analysts_read_a_distributed_table(settings: Settings, servers: Servers) -> None:
+    clustered = settings.model_copy(update={"clickhouse_cluster": "ma'in"})
+    for table, statement in zip(migrate.DISTRIBUTED, migrate.distributed(clustered, "retailmedia"), strict=True):
+        (told,) = servers.sink.query("parsing", "SELECT formatQuery(%(text)s)", {"text": statement})[0]
+        assert f"CREATE TABLE IF NOT EXISTS {table}_distributed AS {table}" in told.replace("`", "")
+        assert rf"ENGINE = Distributed('ma\'in', 'retailmedia', {table}, campaign_id)" in told.replace("`", "")
+        # Rows of one campaign stay together, and the column is there.
+        servers.sink.query("looking", f"SELECT campaign_id FROM {table} LIMIT 1")
+        # The engine takes the statement up to the cluster it does not know.
+        with pytest.raises(SinkFailure, match="CLUSTER_DOESNT_EXIST"):
+            servers.sink.command("making it", statement.replace("'retailmedia'", f"'{servers.sink.database}'"))
 
 
 def test_a_database_of_one_server_is_not_taken_for_a_clusters(settings: Settings, servers: Servers) -> None:

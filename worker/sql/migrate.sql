@@ -12,6 +12,11 @@ ENGINE = ReplacingMergeTree(applied_at)
 ORDER BY name
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 
+-- name: create_distributed
+-- Reads of it go to any replica that answers; workers write to the table itself, whose blocks they number.
+CREATE TABLE IF NOT EXISTS {distributed} AS {table}
+ENGINE = Distributed({cluster}, {database}, {table}, campaign_id)
+
 -- name: history
 SELECT name, checksum, rendered, applied_at FROM schema_migrations FINAL ORDER BY name
 
