@@ -27,6 +27,9 @@ from worker.errors import BadInput, Unreachable
 from worker.streams import STREAMS
 from worker.watermarks import WatermarkStore
 
+PATIENCE = 180
+"""Seconds. A Sentinel that was not let run for two seconds distrusts its clock and does nothing for thirty (TILT)."""
+
 NAME, PASSWORD, WATCHWORD = "retailmedia", "p@ss:word", "sentinels-own"
 
 
@@ -168,8 +171,8 @@ def test_everything_goes_on_when_the_master_dies_or_is_demoted(
 
         add(writer, "impressions", campaign, 500)
         rows += 500
-        until(lambda: counted(servers) == rows, f"{what}: all impressions are counted", 120)
-        until(passed, f"{what}: the watermark passes them", 60)
+        until(lambda: counted(servers) == rows, f"{what}: all impressions are counted", PATIENCE)
+        until(passed, f"{what}: the watermark passes them", PATIENCE)
 
     with workers(settings, beat=True) as running:
         write_and_await("at first")
@@ -182,11 +185,11 @@ def test_everything_goes_on_when_the_master_dies_or_is_demoted(
 
         # The dead one comes back as what it was, is told to follow, and becomes master again while the other lives on.
         guarded.start_server(first)
-        until(lambda: guarded.replicas() == 1, "the old master follows the new one", 60)
+        until(lambda: guarded.replicas() == 1, "the old master follows the new one", PATIENCE)
         second = guarded.master()
-        until(guarded.failed_over, "the Sentinels take the replica for good enough", 60)
-        until(lambda: guarded.master() == first, "the old master is master again", 60)
-        until(lambda: guarded.redis(second).info()["role"] == "slave", "the other one is its replica", 60)
+        until(guarded.failed_over, "the Sentinels take the replica for good enough", PATIENCE)
+        until(lambda: guarded.master() == first, "the old master is master again", PATIENCE)
+        until(lambda: guarded.redis(second).info()["role"] == "slave", "the other one is its replica", PATIENCE)
         write_and_await("after the master was demoted")
 
         # One Sentinel less is nothing to speak of, even if it is the one named first.
