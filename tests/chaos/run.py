@@ -21,8 +21,8 @@ from tests.chaos.faults import FAULTS, PATIENCE, Fault, Params, Scene, back_up, 
 from tests.chaos.stage import Stage, Violation, open_stage
 from tests.chaos.writers import Writers
 
-CHAPTER = 48
-"""Faults on one stage, at most: twenty-one chapters of a thousand, which three lanes share evenly."""
+CHAPTER = 84
+"""Faults on one stage, at most: twelve chapters of a thousand, which three lanes share evenly. Each costs over a minute."""
 
 SHORT_RUN, SHORT_CHAPTER = 100, 14
 """A run of no more faults than this is cut finer, so that its chapters fill all lanes."""
