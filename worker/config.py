@@ -317,7 +317,7 @@ class Settings(BaseSettings):
             return RedisAddress(url)
         login, _, hosts = parts.netloc.rpartition("@")
         user, _, password = login.partition(":")
-        (master,) = parse_qs(parts.query).get("master", [""])[-1:]
+        master = parse_qs(parts.query).get("master", [""])[-1]
         database = parts.path.strip("/") or "0"
         try:
             servers = tuple(

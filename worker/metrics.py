@@ -116,11 +116,10 @@ def _record(sink: Sink, settings: Settings, staging: str, days: Sequence[date], 
     if final:
         lo, hi = day_bounds(final[0], settings.zone).lo, day_bounds(final[-1], settings.zone).hi
         since = dict(sink.named("metrics", "built_since", {"days": final}))
-        final_since = [instant(since[day]) for day in final]
         parameters = {
             "days": final,
-            "since": final_since,
-            "first_since": min(final_since),
+            "since": [since[day] for day in final],
+            "first_since": min(since.values()),
             "zone": settings.reporting_timezone,
             "first_utc_day": lo.date(),
             "last_utc_day": (hi - MICROSECOND).date(),

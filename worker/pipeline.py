@@ -324,7 +324,8 @@ def _insert(
 ) -> int:
     """Inserts the chunk in one block. Where ClickHouse refuses it, halves, down to the rows it refuses.
 
-    Returns the bytes of what was taken. A refused row leaves a tombstone, so that no earlier version of that event is counted in its place.
+    Returns the bytes of what was taken. A refused row leaves a tombstone, so that no earlier version of that event is
+    counted in its place.
     """
     positions = np.arange(len(chunk))
     pending = [(positions, token)]

@@ -52,16 +52,16 @@ def app(settings: Settings) -> Iterator[Celery[Any]]:
     made.close()
 
 
-@pytest.fixture
-def flower(settings: Settings, tmp_path: Path) -> Iterator[str]:
-    """Flower and a worker; Flower's address."""
+@contextlib.contextmanager
+def shown(settings: Settings, folder: Path) -> Iterator[str]:
+    """Flower and the worker `shown`, their logs in the folder; Flower's address."""
     port = process.free_port()
     worker = celery(
-        settings, ["worker", "-n", "shown@localhost", "-Q", "realtime,maintenance,backfill", "-c", "2"], tmp_path / "w.log",
+        settings, ["worker", "-n", "shown@localhost", "-Q", "realtime,maintenance,backfill", "-c", "2"], folder / "worker.log",
         {"CHUNK_ROWS": "500"},
     )  # fmt: skip
     screen = celery(
-        settings, ["flower", "--address=127.0.0.1", f"--port={port}"], tmp_path / "flower.log",
+        settings, ["flower", "--address=127.0.0.1", f"--port={port}"], folder / "flower.log",
         {"FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}"},
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
@@ -79,6 +79,13 @@ def flower(settings: Settings, tmp_path: Path) -> Iterator[str]:
     finally:
         end(screen)
         end(worker)
+
+
+@pytest.fixture
+def flower(settings: Settings, tmp_path: Path) -> Iterator[str]:
+    """Flower's address, a worker being there."""
+    with shown(settings, tmp_path) as address:
+        yield address
 
 
 def test_whoever_has_no_password_sees_nothing(flower: str) -> None:
@@ -121,20 +128,20 @@ def test_the_tasks_of_a_run_are_shown_in_short(
 
     until(ended, "the run succeeds")
 
-    def shown() -> dict[str, dict[str, Any]]:
+    def listed() -> dict[str, dict[str, Any]]:
         status, text = fetched(f"{flower}/api/tasks?limit=500", f"{USER}:{PASSWORD}")
         assert status == 200
         found: dict[str, dict[str, Any]] = json.loads(text)
         return found
 
     def complete() -> bool:
-        names = [task["name"] for task in shown().values() if task["state"] == "SUCCESS"]
+        names = [task["name"] for task in listed().values() if task["state"] == "SUCCESS"]
         return {"worker.tasks.pipeline.run", "worker.tasks.pipeline.step"} <= set(names) and names.count(
             "worker.tasks.sync.load_window"
         ) >= 2
 
     until(complete, "Flower shows the tasks")
-    tasks = shown()
+    tasks = listed()
     assert all(task["name"].startswith("worker.tasks.") for task in tasks.values() if task["name"])
     windows = [
         task

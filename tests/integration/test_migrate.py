@@ -107,8 +107,9 @@ def test_on_a_cluster_analysts_read_a_distributed_table(settings: Settings, serv
     clustered = settings.model_copy(update={"clickhouse_cluster": "ma'in"})
     for table, statement in zip(migrate.DISTRIBUTED, migrate.distributed(clustered, "retailmedia"), strict=True):
         (told,) = servers.sink.query("parsing", "SELECT formatQuery(%(text)s)", {"text": statement})[0]
-        assert f"CREATE TABLE IF NOT EXISTS {table}_distributed AS {table}" in told.replace("`", "")
-        assert rf"ENGINE = Distributed('ma\'in', 'retailmedia', {table}, campaign_id)" in told.replace("`", "")
+        plain = told.replace("`", "")
+        assert f"CREATE TABLE IF NOT EXISTS {table}_distributed AS {table}" in plain
+        assert rf"ENGINE = Distributed('ma\'in', 'retailmedia', {table}, campaign_id)" in plain
         # Rows of one campaign stay together, and the column is there.
         servers.sink.query("looking", f"SELECT campaign_id FROM {table} LIMIT 1")
         # The engine takes the statement up to the cluster it does not know.

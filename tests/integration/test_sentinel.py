@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from psycopg2.extensions import connection as Connection
 from embedded import process
 from embedded.redis import binary
 from tests.agreement import assert_agreement
+from tests.integration.test_flower import PASSWORD as LOGIN
+from tests.integration.test_flower import USER, fetched, shown
 from tests.integration.test_pipeline import add, campaigns
-from tests.processes import celery, end, ready, until, workers
+from tests.processes import until, workers
 from worker import runs
 from worker.celery import Servers, configuration, create_app
 from worker.config import Settings, load
@@ -40,6 +42,9 @@ class Guarded:
         self._folder = folder
         self.servers: dict[int, subprocess.Popen[bytes]] = {}
         self.sentinels: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Starts all of them, and returns once the Sentinels know each other and the replica."""
         first, second = process.free_port(), process.free_port()
         self.start_server(first)
         self.start_server(second, follow=first)
@@ -129,10 +134,12 @@ class Guarded:
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Guarded]:
-    with ExitStack() as stack:
-        made = Guarded(tmp_path)
-        stack.callback(made.close)
+    made = Guarded(tmp_path)
+    try:
+        made.start()
         yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
@@ -226,40 +233,25 @@ def test_no_password_is_shown(
     guarded: Guarded, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the worker's banner and log, its settings as any node may ask for them, and Flower's pages of them."""
-    from tests.integration.test_flower import fetched
-
     monkeypatch.setenv("REDIS_SENTINEL_PASSWORD", WATCHWORD)
-    log = tmp_path / "shown.log"
-    worker = celery(
-        settings, ["worker", "-n", "shown@localhost", "-Q", "realtime,maintenance,backfill", "-c", "1"], log
-    )
-    port = process.free_port()
-    screen = celery(
-        settings, ["flower", "--address=127.0.0.1", f"--port={port}"], tmp_path / "flower.log",
-        {"FLOWER_BASIC_AUTH": "someone:pass-word"},
-    )  # fmt: skip
     app = create_app(settings)
-
-    def page(path: str) -> str:
-        with suppress(OSError):
-            status, text = fetched(f"http://127.0.0.1:{port}{path}", "someone:pass-word")
-            return text if status == 200 else ""
-        return ""
-
     try:
-        until(lambda: ready(settings, "shown@localhost"), "the worker answers")
-        shown = json.dumps(app.control.inspect(timeout=5).conf())
-        until(lambda: "shown@localhost" in page("/workers"), "Flower shows the worker")
-        until(lambda: "realtime" in page("/broker"), "Flower shows the queues")
-        pages = page("/broker") + page("/worker/shown@localhost") + page("/api/workers?refresh=1")
+        with shown(settings, tmp_path) as address:
+
+            def page(path: str) -> str:
+                status, text = fetched(f"{address}{path}", f"{USER}:{LOGIN}")
+                return text if status == 200 else ""
+
+            conf = json.dumps(app.control.inspect(timeout=5).conf())
+            until(lambda: "shown@localhost" in page("/workers"), "Flower shows the worker")
+            until(lambda: "realtime" in page("/broker"), "Flower shows the queues")
+            pages = page("/broker") + page("/worker/shown@localhost") + page("/api/workers?refresh=1")
     finally:
         app.close()
-        end(screen)
-        end(worker)
     texts = {
-        "settings": shown,
+        "settings": conf,
         "Flower": pages,
-        "log": log.read_text(),
+        "log": (tmp_path / "worker.log").read_text(),
         "its log": (tmp_path / "flower.log").read_text(),
     }
     for where, text in texts.items():
