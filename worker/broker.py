@@ -1,4 +1,8 @@
-"""Celery's Redis transport with two things mended: what a closed channel raises, and what a connection tells of itself.
+"""Celery's Redis transport with three things mended: how often it looks whether a broker is back, what a closed channel
+raises, and what a connection tells of itself.
+
+Kombu waits two seconds longer after each try, up to thirty, so after an outage of minutes a worker notices up to half a
+minute late that Redis is there again. Here it looks every second: one connection attempt a process costs nothing.
 
 Kombu closes a channel after its connection is gone, and then asks that connection for its host. The AttributeError is
 taken for a defect and ends the worker; as a connection error it is what it is, and the worker connects anew. Messages
@@ -9,11 +13,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.app import amqp
+from kombu import Connection as KombuConnection
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as transport
 
 _sentinel_options: dict[str, dict[str, Any]] = {}
 """How to speak to the Sentinels of each master."""
+
+
+RECONNECT_SECONDS = 1.0
+"""Between two tries to reach a broker that is away."""
+
+
+class Connection(KombuConnection):
+    """A connection that comes back soon after its broker did."""
+
+    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        pace = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
+        return super()._ensure_connection(*args, **{**pace, **kwargs})
+
+
+class AMQP(amqp.AMQP):
+    """What Celery makes its connections from."""
+
+    Connection = Connection
 
 
 class _Mended:

@@ -245,7 +245,7 @@ class DomainTask(Task):  # type: ignore[type-arg]
 def create_app(settings: Settings) -> Celery[Any]:
     """A Celery app by these settings."""
     broker.register()
-    made: Celery[Any] = Celery("worker", task_cls=DomainTask, set_as_current=True)
+    made: Celery[Any] = Celery("worker", task_cls=DomainTask, amqp=broker.AMQP, set_as_current=True)
     made.conf.update(configuration(settings))
     DomainTask.max_retries = settings.max_redeliveries
     return made

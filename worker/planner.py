@@ -16,7 +16,7 @@ import structlog
 from worker.config import Settings
 from worker.ledger import CHECKPOINT_AFTER, Coverage, Failure, Ledger
 from worker.source import Horizon, Source
-from worker.streams import Stream
+from worker.streams import STREAMS, Stream
 from worker.watermarks import Observation, Watermark, WatermarkStore, parse_watermark
 from worker.windows import ORIGIN, Window, cut, gaps, merged
 
@@ -101,7 +101,9 @@ def plan(
     uuids = ledger.live(streams) if targets is None else targets
     live = targets is None
     if live:
-        coverage = publish_watermarks(ledger, store, streams, uuids)
+        # Whoever finds Redis emptied brings back every stream's watermark, not only what it plans itself.
+        told = list(STREAMS.values()) if store.lacks_watermarks(STREAMS.values()) else list(streams)
+        coverage = publish_watermarks(ledger, store, told, ledger.live(told))
     else:
         coverage = ledger.coverage(streams, uuids)
     horizon = source.horizon()

@@ -223,6 +223,11 @@ class WatermarkStore:
         """The copy of a stream's watermark, or None where there is none that can be read."""
         return parse_watermark(self.raw_watermark(stream))
 
+    def lacks_watermarks(self, streams: Iterable[Stream]) -> bool:
+        """Whether any of these streams has none, as after Redis was emptied."""
+        with self._translated():
+            return None in cast("list[str | None]", self._redis.mget([self._watermark_key(one.name) for one in streams]))
+
     def publish(self, stream: Stream, watermark: Watermark, seen: str) -> bool:
         """Stores the watermark if the stored text is still `seen`; else somebody else just published."""
         text = json.dumps(

@@ -10,7 +10,7 @@ import json
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -292,8 +292,10 @@ class Chapter:
             canary(self._stage, what="at the start", seconds=60)
             back_up(self._scene)
             since_rest = 0
-            for step in steps:
-                self._play_step(step)
+            waiting = deque(steps)
+            while waiting:
+                step = waiting.popleft()
+                waiting.extendleft(self._play_step(step))
                 since_rest += len(step.faults)
                 if since_rest >= self._rest_every:
                     self._rest()
@@ -312,8 +314,10 @@ class Chapter:
             report.restarts += sum(process.starts - 1 for process in self._stage.processes.values())
             self._writers.close()
 
-    def _play_step(self, step: Step) -> None:
+    def _play_step(self, step: Step) -> list[Step]:
+        """Plays it, and returns what is still owed: faults that the other one of their pair forbade, each by itself."""
         report, scene = self._report, self._scene
+        owed: list[Step] = []
         began = time.monotonic()
         self._recent.append(step.told())
         scene.afterwards.clear()
@@ -328,17 +332,17 @@ class Chapter:
                 except Violation:
                     raise
                 except Exception as error:
-                    # The other fault of the pair may keep this one from happening.
                     if len(step.faults) == 1:
                         raise
-                    scene.unreached.append(f"{name} ({type(error).__name__})")
+                    self._tell(f"#{step.number} {name} comes by itself later ({type(error).__name__})")
+                    owed.append(Step(step.number, ((name, params),), step.hold, step.first_healed_first))
             time.sleep(step.hold)
         finally:
             order = healing if step.first_healed_first else healing[::-1]
             with ExitStack() as all_healed:
                 for one in order[::-1]:
                     all_healed.push(one)
-        report.pairs += len(step.faults) - 1
+        report.pairs += len(step.faults) - len(owed) > 1
         healed = time.monotonic()
         for due in scene.afterwards:
             due()
@@ -346,6 +350,7 @@ class Chapter:
         # A pending check counts towards the time it took to get there, not the new rows' own time.
         report.convergence.append(time.monotonic() - healed if not scene.afterwards else took)
         self._tell(f"{step.told()}: {time.monotonic() - began:.1f} s, of which {took:.1f} s to converge")
+        return owed
 
     def _rest(self, *, final: bool = False) -> None:
         report = self._report
