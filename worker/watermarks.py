@@ -226,7 +226,9 @@ class WatermarkStore:
     def lacks_watermarks(self, streams: Iterable[Stream]) -> bool:
         """Whether any of these streams has none, as after Redis was emptied."""
         with self._translated():
-            return None in cast("list[str | None]", self._redis.mget([self._watermark_key(one.name) for one in streams]))
+            return None in cast(
+                "list[str | None]", self._redis.mget([self._watermark_key(one.name) for one in streams])
+            )
 
     def publish(self, stream: Stream, watermark: Watermark, seen: str) -> bool:
         """Stores the watermark if the stored text is still `seen`; else somebody else just published."""
