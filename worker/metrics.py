@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from itertools import pairwise
 
 import structlog
 
 from worker.config import Settings
 from worker.errors import SinkFailure
-from worker.sink import Sink, quoted
+from worker.sink import Sink, quoted, rendered
 from worker.sql import named
 from worker.windows import MICROSECOND, ORIGIN, day_bounds, instant
 
@@ -64,15 +63,29 @@ def rebuild(sink: Sink, settings: Settings, days: Sequence[date]) -> Rebuilt:
 
 
 def batches(days: Sequence[date]) -> list[list[date]]:
-    """Sorted days in runs without gaps of more than a day, each run at most `DAYS_AT_ONCE` long."""
-    result: list[list[date]] = []
+    """Sorted days, at most `DAYS_AT_ONCE` together. They need not adjoin: events that come late lie scattered."""
+    return [list(days[begin : begin + DAYS_AT_ONCE]) for begin in range(0, len(days), DAYS_AT_ONCE)]
+
+
+def runs(days: Sequence[date]) -> list[tuple[date, date]]:
+    """First and last day of each run of adjoining days, of sorted days."""
+    result: list[tuple[date, date]] = []
     for day in days:
-        if result and len(result[-1]) < DAYS_AT_ONCE and day - result[-1][-1] <= timedelta(days=1):
-            result[-1].append(day)
+        if result and day - result[-1][1] == timedelta(days=1):
+            result[-1] = (result[-1][0], day)
         else:
-            result.append([day])
-    assert all(later > earlier for batch in result for earlier, later in pairwise(batch))  # noqa: S101
+            result.append((day, day))
     return result
+
+
+def within(settings: Settings, days: Sequence[date]) -> str:
+    """The condition that holds for events of these sorted days, cut in the reporting time zone."""
+    parts = []
+    for first, last in runs(days):
+        lo, hi = day_bounds(first, settings.zone).lo, day_bounds(last, settings.zone).hi
+        bounds = {"lo": lo, "hi": hi, "first_utc_day": lo.date(), "last_utc_day": (hi - MICROSECOND).date()}
+        parts.append(rendered(named("metrics", "within"), bounds))
+    return f"({' OR '.join(parts)})"
 
 
 def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
@@ -82,13 +95,11 @@ def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
     with sink.staging(STAGING, named("metrics", "create_staging")) as staging:
         sink.command(
             "building metrics",
-            named("metrics", "build").format(staging=quoted(staging)),
+            named("metrics", "build").format(staging=quoted(staging), within=within(settings, days)),
             {
                 "zone": settings.reporting_timezone,
                 "lo": lo,
                 "hi": hi,
-                "first_utc_day": lo.date(),
-                "last_utc_day": (hi - MICROSECOND).date(),
                 "pricing_model": settings.pricing_model,
                 "billed": BILLED[settings.pricing_model],
                 "divisor": 1000 if settings.pricing_model == "cpm" else 1,
@@ -114,17 +125,15 @@ def _record(sink: Sink, settings: Settings, staging: str, days: Sequence[date], 
     final = [day for day in days if through is not None and day <= through]
     causes: list[tuple[date, str]] = []
     if final:
-        lo, hi = day_bounds(final[0], settings.zone).lo, day_bounds(final[-1], settings.zone).hi
         since = dict(sink.named("metrics", "built_since", {"days": final}))
         parameters = {
             "days": final,
             "since": [since[day] for day in final],
             "first_since": min(since.values()),
             "zone": settings.reporting_timezone,
-            "first_utc_day": lo.date(),
-            "last_utc_day": (hi - MICROSECOND).date(),
         }
-        causes = [(day, str(cause)) for day, cause in sink.named("metrics", "causes", parameters)]
+        statement = named("metrics", "causes").format(within=within(settings, final))
+        causes = [(day, str(cause)) for day, cause in sink.query("asking for causes", statement, parameters)]
     sink.command(
         "recording what days say",
         named("metrics", "record").format(staging=quoted(staging)),

@@ -10,19 +10,16 @@ SELECT generation, system_id, timeline, rewind_to FROM source_generations ORDER 
 -- What is needed to compute the watermarks of some streams: for each, the furthest checkpoint of the current
 -- generation and every commit that ends after it. Of a generation that ended, every commit counts, so no checkpoint
 -- of it may hide one.
-SELECT commits.stream, lo, hi, toUInt8(bitShiftRight(version, 56)) AS generation
-FROM sync_commits AS commits
-LEFT JOIN
+SELECT stream, lo, hi, generation
+FROM
 (
-    SELECT stream, max(hi) AS base
+    SELECT stream, lo, hi, toUInt8(bitShiftRight(version, 56)) AS generation,
+        maxIf(hi, kind = 'checkpoint' AND bitShiftRight(version, 56) = %(generation)s) OVER (PARTITION BY stream) AS base
     FROM sync_commits
-    WHERE target_uuid IN %(uuids)s AND kind = 'checkpoint' AND bitShiftRight(version, 56) = %(generation)s
-    GROUP BY stream
-) AS checkpoints ON checkpoints.stream = commits.stream
-WHERE target_uuid IN %(uuids)s
-    AND commits.stream IN %(streams)s
-    AND hi >= checkpoints.base
-ORDER BY commits.stream, lo, hi
+    WHERE target_uuid IN %(uuids)s AND stream IN %(streams)s
+)
+WHERE hi >= base
+ORDER BY stream, lo, hi
 
 -- name: covered
 -- Commits that touch one window.

@@ -47,11 +47,15 @@ WHERE history.loaded_at >= daily.updated_at AND daily.date_id >= history.first_d
 -- name: create_staging
 CREATE TABLE {staging} AS daily_campaign_performance
 
+-- name: within
+-- Events of one run of adjoining days; the UTC days let parts and granules be passed over.
+(event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s AND created_at >= %(lo)s AND created_at < %(hi)s)
+
 -- name: build
--- One row per campaign and day, for days without a gap between them. Each event is priced at the bid in force when it
--- happened; a campaign's first known version counts from the beginning of time; an event of an unknown campaign costs
--- nothing. Events are counted first and priced then: only of campaigns whose bid changes within these days is each
--- moment looked up, of all others the bid at the beginning holds throughout.
+-- One row per campaign and day. Each event is priced at the bid in force when it happened; a campaign's first known
+-- version counts from the beginning of time; an event of an unknown campaign costs nothing. Events are counted first
+-- and priced then: only on days on which a campaign's bid changes is each moment looked up, on all others one bid holds
+-- throughout, and any of the day's events tells which.
 INSERT INTO {staging}
     (date_id, campaign_id, impressions_count, clicks_count, spend_amount, ctr, cpm, cpc, impressions_by_hour,
     clicks_by_hour, pricing_model, updated_at)
@@ -67,13 +71,13 @@ WITH
         SELECT
             toDate32(created_at, %(zone)s) AS date_id,
             campaign_id,
-            if(campaign_id IN (SELECT campaign_id FROM bids WHERE valid_from > %(lo)s AND valid_from < %(hi)s), created_at, %(lo)s) AS priced_at,
+            if((campaign_id, date_id) IN (SELECT campaign_id, toDate32(valid_from, %(zone)s) FROM bids WHERE valid_from > %(lo)s AND valid_from < %(hi)s), created_at, %(lo)s) AS moment,
+            min(created_at) AS priced_at,
             countResampleIf(0, 24, 1)(toHour(created_at, %(zone)s), event_type = 'impression') AS impressions_of,
             countResampleIf(0, 24, 1)(toHour(created_at, %(zone)s), event_type = 'click') AS clicks_of
         FROM ad_events FINAL
-        WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
-            AND created_at >= %(lo)s AND created_at < %(hi)s
-        GROUP BY date_id, campaign_id, priced_at
+        WHERE {within}
+        GROUP BY date_id, campaign_id, moment
     ),
     priced AS
     (
@@ -287,8 +291,7 @@ WITH
             SELECT toDate32(created_at, %(zone)s) AS date_id, inserted_at, loaded_at AS at,
                 if(event_type = 'impression', 'impressions', 'clicks') AS stream
             FROM ad_events
-            WHERE event_date BETWEEN %(first_utc_day)s AND %(last_utc_day)s
-                AND loaded_at >= %(first_since)s
+            WHERE {within} AND loaded_at >= %(first_since)s
         ) AS came
         ASOF INNER JOIN moved ON moved.stream = came.stream AND came.inserted_at >= moved.lo
         WHERE came.inserted_at < moved.hi
