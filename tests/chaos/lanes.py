@@ -69,6 +69,8 @@ class _Lanes:
                     self.failures.append(f"{' '.join(command)} ended with exit code {code}:\n" + "\n".join(said))
                     self._waiting.clear()
                 else:
+                    for violation in self.reports[position].violations:
+                        self._tell(f"[{position + 1}] VIOLATION {violation}")
                     if self._enough(self.reports[position]):
                         self._waiting.clear()
 
