@@ -38,6 +38,10 @@ _CONFIG: Final = """<clickhouse>
   <mark_cache_size>268435456</mark_cache_size>
   <background_pool_size>2</background_pool_size>
   <background_merges_mutations_concurrency_ratio>2</background_merges_mutations_concurrency_ratio>
+  <storage_configuration><disks>
+    <backups><type>local</type><path>{backups}</path></backups>
+  </disks></storage_configuration>
+  <backups><allowed_disk>backups</allowed_disk></backups>
   <logger><log>{log}</log><size>20M</size><count>2</count></logger>
   <query_log>
     <database>system</database><table>query_log</table>
@@ -151,7 +155,10 @@ class Engine:
     def __init__(self, root: Path, log: Path) -> None:
         os.environ["TZ"] = "UTC"
         (root / "data").mkdir(parents=True, exist_ok=True)
-        (root / "config.xml").write_text(_CONFIG.format(memory=memory_limit(), log=escape(str(log.resolve()))))
+        config = _CONFIG.format(
+            memory=memory_limit(), log=escape(str(log.resolve())), backups=escape(f"{(root / 'backups').resolve()}/")
+        )
+        (root / "config.xml").write_text(config)
         (root / "users.xml").write_text(_USERS.format(threads=max(2, os.cpu_count() or 2)))
         os.chdir(root)
         self.spool = root / "spool"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,14 +11,19 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg2.extensions import connection as Connection
 
+from embedded.process import free_port
 from tests.integration.test_pipeline import add, campaigns, write
+from tests.processes import until
 from worker import observe, pipeline, planner
 from worker.celery import Servers
 from worker.config import Settings
@@ -28,6 +34,7 @@ from worker.sink import Sink
 from worker.streams import STREAMS
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus"
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +135,72 @@ def test_prometheus_finds_nothing_wrong_with_names_and_types(
     # It takes the days of a calendar, which are counted here, for a measure of time.
     found = [line for line in told.stderr.decode().splitlines() if 'instead of "days"' not in line]
     assert (told.stdout, found) == (b"", [])
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[str]:
+    """Prometheus itself under the configuration that is deployed, but for the address it scrapes and how often."""
+    config = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(DEPLOYED / "alerts.yml")]
+    (job,) = (job for job in config["scrape_configs"] if job["job_name"] == "retailmedia")
+    job |= {"scrape_timeout": "1s", "static_configs": [{"targets": [target.removeprefix("http://")]}]}
+    config["scrape_configs"] = [job]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    with (folder / "log").open("wb") as log:
+        started = subprocess.Popen(
+            [
+                "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={address}",
+            ],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        yield f"http://{address}"
+    finally:
+        started.terminate()
+        started.wait()
+
+
+def answer(address: str, path: str, **parameters: str) -> Any:
+    """What Prometheus answers; None while it does not."""
+    with suppress(OSError), urllib.request.urlopen(f"{address}{path}?{urlencode(parameters)}", timeout=10) as told:  # noqa: S310
+        return json.load(told)["data"]
+    return None
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian's package prometheus)")
+def test_prometheus_draws_every_panel_from_what_it_scrapes(
+    settings: Settings, servers: Servers, writer: Connection, tmp_path: Path
+) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 700)
+    load(servers, ("impressions", "clicks"))
+    observe.note_rebuild(3, 0.5)
+    observe.note_task("worker.tasks.sync.plan", "succeeded", 0.25)
+    observe.deliver(servers.store)
+    board = json.loads((DEPLOYED.parent / "grafana/dashboards/retailmedia.json").read_text())
+    panels = {target["expr"]: panel["title"] for panel in board["panels"] for target in panel["targets"]}
+    # Nobody holds the horizon, nothing failed or was tried again, and no reconciliation has run.
+    silent = (
+        "horizon_holder_age", "retries_total", "windows_failed_total", "windows_failing", "quality_failed",
+        "quarantine_rows", "mismatched_days",
+    )  # fmt: skip
+
+    with exporting(settings) as exporter, prometheus(tmp_path, exporter) as address:
+
+        def scraped_twice() -> bool:
+            found = answer(address, "/api/v1/query", query="count_over_time(retailmedia_rows_loaded_total[1m])")
+            return bool(found and found["result"] and int(found["result"][0]["value"][1]) >= 2)
+
+        until(scraped_twice, "Prometheus has scraped twice")
+        drawn = {expr: answer(address, "/api/v1/query", query=expr) for expr in panels}
+        rules = answer(address, "/api/v1/rules")
+    assert [expr for expr, found in drawn.items() if found is None] == []
+    empty = {expr for expr, found in drawn.items() if found and not found["result"]}
+    assert {expr for expr in empty if not any(name in expr for name in silent)} == set()
+    assert {rule["health"] for group in rules["groups"] for rule in group["rules"]} == {"ok"}
 
 
 def test_counts_of_forked_children_add_up(settings: Settings, servers: Servers) -> None:
