@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 import structlog
 
 from worker.config import Settings
-from worker.errors import SinkFailure
+from worker.errors import SinkFailure, TransientSink
 from worker.sink import Sink, quoted, rendered
 from worker.sql import named
 from worker.windows import MICROSECOND, ORIGIN, day_bounds, instant
@@ -19,6 +19,9 @@ log = structlog.get_logger()
 STAGING = "daily_campaign_performance_staging_"
 DAYS_AT_ONCE = 31
 """Days per staging table: below ClickHouse's limit of 100 partitions in one inserted block."""
+
+TOO_MUCH = {159, 241}
+"""What ClickHouse answers where a statement ran into its limits: TIMEOUT_EXCEEDED, MEMORY_LIMIT_EXCEEDED."""
 
 PUBLICATIONS = 5
 """How often a day is published again where another worker published it at the same time; then the sweep sees to it."""
@@ -51,13 +54,24 @@ def outdated_days(sink: Sink, settings: Settings) -> list[date]:
 
 
 def rebuild(sink: Sink, settings: Settings, days: Sequence[date]) -> Rebuilt:
-    """Computes these days from `ad_events` and publishes each in one step. Idempotent; safe to run twice at once.
+    """Computes these days from `ad_events` and publishes each in one step, the newest first. Idempotent; safe to run
+    twice at once.
 
-    A day without events left disappears.
+    A day without events left disappears. Days that are too much together for the server's limits are parted.
     """
     total = Rebuilt()
-    for batch in batches(sorted(set(days))):
-        done = _rebuild_batch(sink, settings, batch)
+    waiting = batches(sorted(set(days)))
+    while waiting:
+        batch = waiting.pop()
+        try:
+            done = _rebuild_batch(sink, settings, batch)
+        except TransientSink as error:
+            if error.code not in TOO_MUCH or len(batch) == 1:
+                raise
+            log.warning("metrics.batch_halved", days=len(batch), cause=str(error))
+            middle = len(batch) // 2
+            waiting += [batch[:middle], batch[middle:]]
+            continue
         total = Rebuilt(total.days + done.days, total.empty + done.empty, total.rows + done.rows)
     return total
 

@@ -103,6 +103,64 @@ def test_another_pricing_model_makes_every_day_outdated(servers: Servers, writer
 # Days
 
 
+def test_scattered_days_are_built_in_one_statement_and_each_event_has_the_bid_of_its_moment(
+    settings: Settings, writer: Connection
+) -> None:
+    with contextlib.closing(
+        Servers.open(settings.model_copy(update={"reporting_timezone": "America/New_York"}))
+    ) as here:
+        migrate.migrate(here.sink, here.settings)
+        (campaign, other, *_) = campaigns(writer)
+        noon = datetime(2026, 3, 8, 16, tzinfo=UTC)  # of a day of 23 hours there
+        write(
+            writer, "UPDATE campaign SET bid = 0.5, updated_at = %s WHERE id = %s", noon - timedelta(days=90), campaign
+        )
+        write(writer, "UPDATE campaign SET bid = 3, updated_at = %s WHERE id = %s", noon - timedelta(days=90), other)
+        sync(here)
+        # Midnight there, a moment before it, and the middle of the day; far before and far after.
+        moments = [datetime(2026, 3, 8, 5, tzinfo=UTC), datetime(2026, 3, 8, 4, 59, 59, tzinfo=UTC)]
+        moments += [noon - timedelta(microseconds=1), noon, noon - timedelta(days=40), noon + timedelta(days=60)]
+        for moment in moments:
+            for each in (campaign, other):
+                write(writer, "INSERT INTO clicks (campaign_id, created_at) VALUES (%s, %s)", each, moment)
+        write(writer, "UPDATE campaign SET bid = 2, updated_at = %s WHERE id = %s", noon, campaign)
+        sync(here, metrics_update=False)
+        days = metrics.dirty_days(here.sink)
+        assert [str(day) for day in days] == ["2026-05-07", "2026-03-08", "2026-03-07", "2026-01-27"]
+        assert len(metrics.batches(sorted(days))) == 1
+        metrics.rebuild(here.sink, here.settings, days)
+        spend = {(str(day), c): (clicks, spent) for day, c, _, clicks, spent in target_performance(here)}
+    half, two, three = Decimal("0.5"), Decimal(2), Decimal(3)
+    assert spend == {
+        ("2026-01-27", campaign): (1, half), ("2026-01-27", other): (1, three),
+        ("2026-03-07", campaign): (1, half), ("2026-03-07", other): (1, three),
+        ("2026-03-08", campaign): (3, 2 * half + two), ("2026-03-08", other): (3, 3 * three),
+        ("2026-05-07", campaign): (1, two), ("2026-05-07", other): (1, three),
+    }  # fmt: skip
+
+
+def test_days_that_are_too_much_together_are_parted_and_the_newest_come_first(
+    servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (campaign, *_) = campaigns(writer)
+    for day in (1, 4, 7, 10, 13):
+        add(writer, "impressions", campaign, 10, at=f"2026-11-{day:02}T08:00:00Z")
+    sync(servers, metrics_update=False)
+    built: list[int] = []
+    whole = metrics._rebuild_batch
+
+    def limited(sink: Sink, settings: Settings, days: list[date]) -> metrics.Rebuilt:
+        if len(days) > 2:
+            raise TransientSink("ClickHouse failed while building metrics: Timeout exceeded (code 159).", code=159)
+        built.extend(day.day for day in days)
+        return whole(sink, settings, days)
+
+    monkeypatch.setattr(metrics, "_rebuild_batch", limited)
+    assert metrics.rebuild(servers.sink, servers.settings, metrics.dirty_days(servers.sink)).days == 5
+    assert built == [10, 13, 7, 1, 4]
+    assert target_performance(servers) == source_performance(writer)
+
+
 @pytest.mark.parametrize(
     ("day", "hours", "doubled"),
     [("2026-03-29", 23, None), ("2026-10-25", 25, 2), ("2026-06-10", 24, None)],
