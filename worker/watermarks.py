@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -30,6 +31,9 @@ from worker.windows import ORIGIN, Window, format_instant, parse_instant
 log = structlog.get_logger()
 
 PREFIX = "retailmedia"
+
+LONGEST_REST_SECONDS = 60.0
+"""How long what took long may rest before it is done again."""
 
 # Sets the copy only if it is still what the caller saw, so that two publishers cannot overwrite each other blindly.
 _PUBLISH = """
@@ -55,6 +59,14 @@ return 1
 _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
+"""
+
+# A turn that ran out and that nobody took is still whoever's it was.
+_END_TURN = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+return 1
 """
 
 # Members are windows, scores the time in ms at which they are given up. Returns those still in flight.
@@ -350,6 +362,37 @@ class WatermarkStore:
         """True for the first caller within that time."""
         with self._translated():
             return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
+
+    @contextmanager
+    def thinned(self, name: str, seconds: float) -> Iterator[bool]:
+        """Whether to go ahead with what comes again and again: once within that time, and then after as long a rest as
+        it took.
+
+        Without the rest, what takes longer than its period would pile up: messages that are all alike, each of which
+        takes as long, with everything else waiting behind them.
+        """
+        ahead = self.once(name, seconds)
+        began = time.monotonic()
+        try:
+            yield ahead
+        finally:
+            took = min(time.monotonic() - began, LONGEST_REST_SECONDS)
+            if ahead and took > seconds:
+                # A Redis that went away meanwhile has forgotten the first mark, too.
+                with suppress(Unreachable), self._translated():
+                    self._redis.set(f"{PREFIX}:once:{name}", "1", px=int(took * 1000))
+
+    # Whose turn it is to look again
+
+    def take_turn(self, name: str, seconds: float) -> str | None:
+        """A turn for one message that is about to be sent; None while another message has it, for so long at most."""
+        turn = secrets.token_hex(8)
+        with self._translated():
+            return turn if self._redis.set(f"{PREFIX}:turn:{name}", turn, nx=True, px=int(seconds * 1000)) else None
+
+    def end_turn(self, name: str, turn: str) -> bool:
+        """Gives the turn up when its message has arrived; False if another message has taken it since."""
+        return bool(self.script(_END_TURN, [f"{PREFIX}:turn:{name}"], [turn]))
 
     # The gate that a full refresh closes for the moment of its swap
 

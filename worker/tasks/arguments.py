@@ -46,6 +46,13 @@ def window(lo: object, hi: object) -> Window:
     return Window.parse(str(lo), str(hi))
 
 
+def turn(value: object) -> str | None:
+    """Whose turn it is to look at a run again, as the message that was sent for it says; null for any other."""
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value)):
+        raise BadInput(f"turn holds 16 hexadecimal digits, not {value!r:.80}.")
+    return value
+
+
 def flag(name: str, value: object) -> bool:
     """true or false."""
     if not isinstance(value, bool):

@@ -25,16 +25,17 @@ def converge(**unknown: Any) -> dict[str, Any]:
     """Watermarks, metrics, and a push to every run that has not ended."""
     arguments.no_others("converge", "nothing", unknown)
     here = servers()
-    if not here.store.once("converge", HEAP_SECONDS):
-        return {"skipped": "another was just here"}
-    streams = list(STREAMS.values())
-    planner.publish_watermarks(here.ledger, here.store, streams, here.ledger.live(streams))
-    days = rebuild_dirty(here)
-    runs = here.ledger.open_runs()
-    for run in runs:
-        pushed = refresh_tasks.step if run.kind == "refresh" else pipeline_tasks.step
-        pushed.apply_async(kwargs={"run_id": run.run_id}, queue="backfill" if run.kind == "refresh" else "realtime")
-    return {"days": days, "runs": len(runs)}
+    with here.store.thinned("converge", HEAP_SECONDS) as ahead:
+        if not ahead:
+            return {"skipped": "another was just here"}
+        streams = list(STREAMS.values())
+        planner.publish_watermarks(here.ledger, here.store, streams, here.ledger.live(streams))
+        days = rebuild_dirty(here)
+        runs = here.ledger.open_runs()
+        for run in runs:
+            pushed = refresh_tasks.step if run.kind == "refresh" else pipeline_tasks.step
+            pushed.apply_async(kwargs={"run_id": run.run_id}, queue="backfill" if run.kind == "refresh" else "realtime")
+        return {"days": days, "runs": len(runs)}
 
 
 @app.task

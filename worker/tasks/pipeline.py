@@ -11,15 +11,12 @@ from worker.celery import app, servers
 from worker.ledger import Run
 from worker.streams import Stream
 from worker.streams import stream as stream_of
-from worker.tasks import arguments
+from worker.tasks import arguments, turns
 from worker.tasks.metrics import rebuild_dirty, settled
 from worker.tasks.sync import hand_out
 from worker.windows import ORIGIN, Window, to_micros
 
 log = structlog.get_logger()
-
-POLL_SECONDS = 0.25
-"""How often a run looks again while it waits: for the horizon, or for windows others are loading."""
 
 GIVE_UP_AFTER = 5
 """Failures of one window after which a run says that it failed. Ticks go on trying that window."""
@@ -50,11 +47,13 @@ def run(
 
 
 @app.task
-def step(run_id: str, **unknown: Any) -> dict[str, Any]:
+def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]:
     """Takes a run as far as it goes now: hands out windows, waits, or ends it. Idempotent."""
-    arguments.no_others("step", "run_id", unknown)
-    asked = arguments.run_id(run_id)
+    arguments.no_others("step", "run_id and turn", unknown)
+    asked, mine = arguments.run_id(run_id), arguments.turn(turn)
     here = servers()
+    if turns.overtaken(here, asked, mine):
+        return {"run_id": run_id, "state": "another message is at it"}
     found = here.ledger.run(asked)
     if found is None or found.state != "running":
         return {"run_id": run_id, "state": found.state if found else "unknown"}
@@ -78,6 +77,5 @@ def step(run_id: str, **unknown: Any) -> dict[str, Any]:
         if hopeless:
             here.ledger.end_run(found, "failed", hopeless[0].error)
             return {"run_id": run_id, "state": "failed"}
-    if here.store.once(f"step:{run_id}", POLL_SECONDS / 2):
-        step.apply_async(kwargs={"run_id": run_id}, queue="realtime", countdown=POLL_SECONDS)
+    turns.look_again(here, step, run_id, queue="realtime")
     return {"run_id": run_id, "state": "waiting"}

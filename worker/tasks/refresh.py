@@ -14,9 +14,9 @@ from worker.errors import Superseded
 from worker.ledger import Run
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.streams import stream as stream_of
-from worker.tasks import arguments
+from worker.tasks import arguments, turns
 from worker.tasks.metrics import rebuild_dirty, settled
-from worker.tasks.pipeline import GIVE_UP_AFTER, POLL_SECONDS
+from worker.tasks.pipeline import GIVE_UP_AFTER
 from worker.tasks.sync import hand_out
 from worker.windows import ORIGIN, Window, to_micros
 
@@ -44,11 +44,13 @@ def full_refresh(
 
 
 @app.task
-def step(run_id: str, **unknown: Any) -> dict[str, Any]:
+def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]:
     """Takes a refresh as far as it goes now: shadow, windows, swap, metrics. Idempotent."""
-    arguments.no_others("step", "run_id", unknown)
-    asked = arguments.run_id(run_id)
+    arguments.no_others("step", "run_id and turn", unknown)
+    asked, mine = arguments.run_id(run_id), arguments.turn(turn)
     here = servers()
+    if turns.overtaken(here, asked, mine):
+        return {"run_id": run_id, "state": "another message is at it"}
     found = here.ledger.run(asked)
     if found is None or found.state != "running":
         return {"run_id": run_id, "state": found.state if found else "unknown"}
@@ -64,8 +66,8 @@ def step(run_id: str, **unknown: Any) -> dict[str, Any]:
                 return {"run_id": run_id, "state": "another worker is at it"}
             here.ledger.end_run(found, "superseded", str(error))
             return {"run_id": run_id, "state": "superseded"}
-    if state == "waiting" and here.store.once(f"step:{run_id}", POLL_SECONDS / 2):
-        step.apply_async(kwargs={"run_id": run_id}, countdown=POLL_SECONDS)
+    if state == "waiting":
+        turns.look_again(here, step, run_id)
     return {"run_id": run_id, "state": state}
 
 

@@ -36,17 +36,21 @@ def plan(streams: list[str] | None = None, **unknown: Any) -> None:
     chosen = arguments.stream_list(streams)
     here = servers()
     names = [stream.name for stream in chosen]
-    # After an outage ticks come in a heap, and one says it all.
-    if not here.store.once(f"plan:{','.join(names)}", HEAP_SECONDS) or here.store.gate_closed():
-        return
-    # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
-    with here.store.lease(f"plan:{','.join(names)}", 10) as held:
-        if held is None:
+    name = f"plan:{','.join(names)}"
+    # After an outage, or while servers are slow, ticks come in a heap, and one says it all.
+    with here.store.thinned(name, HEAP_SECONDS) as ahead:
+        if not ahead or here.store.gate_closed():
             return
-        plans = planner.plan(here.source, here.ledger, here.store, here.settings, chosen)
-        handed = sum(hand_out(here, planned, follow_up=advance.si(streams=[planned.stream.name])) for planned in plans)
-    if not handed and not settled(here):
-        rebuild_dirty(here)
+        # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
+        with here.store.lease(name, 10) as held:
+            if held is None:
+                return
+            plans = planner.plan(here.source, here.ledger, here.store, here.settings, chosen)
+            handed = sum(
+                hand_out(here, planned, follow_up=advance.si(streams=[planned.stream.name])) for planned in plans
+            )
+        if not handed and not settled(here):
+            rebuild_dirty(here)
 
 
 def hand_out(

@@ -1,0 +1,29 @@
+"""A run that waits looks again by itself: by one message at a time, however many others reach it meanwhile.
+
+Callbacks, pushes and people send a waiting run messages, too. If each of them went on looking, their number would grow
+for as long as the run waits, and every look would take longer than the one before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.celery import Servers
+
+POLL_SECONDS = 0.25
+"""How often a run looks again while it waits: for the horizon, or for windows others are loading."""
+
+TURN_SECONDS = 10.0
+"""A message that was to look again and has not come for so long counts as lost; whatever comes next takes its place."""
+
+
+def overtaken(here: Servers, run_id: str, turn: str | None) -> bool:
+    """Whether this message was sent to look again and another one has taken its place since."""
+    return turn is not None and not here.store.end_turn(f"step:{run_id}", turn)
+
+
+def look_again(here: Servers, step: Any, run_id: str, **options: Any) -> None:
+    """Sends the message that looks again, unless one is on its way."""
+    turn = here.store.take_turn(f"step:{run_id}", TURN_SECONDS)
+    if turn is not None:
+        step.apply_async(kwargs={"run_id": run_id, "turn": turn}, countdown=POLL_SECONDS, **options)
