@@ -45,16 +45,50 @@ end
 return 0
 """
 
-# A window's lease also keeps the window in flight.
-_EXTEND = """
+# Windows that were handed out and wait in a queue: members are `<key of those in flight>|<window>`, scores the order in
+# which they were handed out. While somebody works on the queue they are waiting, not lost, however long that takes:
+# without this they would be given up, handed out once more and wait behind themselves, the more the slower servers are.
+_KEEP_WAITING = """
+local function keep_waiting(waiting, until_ms)
+    for _, member in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
+        local flight, window = string.match(member, '^(.*)|(.*)$')
+        redis.call('ZADD', flight, 'XX', until_ms, window)
+    end
+end
+local function now_ms()
+    local t = redis.call('TIME')
+    return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+"""
+
+# A queue is first in, first out: once a window is begun, none that was handed out before it waits any more. What is not
+# at work by then was lost with its message, and is given up when its time is over.
+_BEGIN = (
+    _KEEP_WAITING
+    + """
+local until_ms = now_ms() + ARGV[2]
+redis.call('ZADD', KEYS[1], until_ms, ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 86400000)
+local place = redis.call('ZSCORE', KEYS[2], KEYS[1] .. '|' .. ARGV[1])
+if place then redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', place) end
+keep_waiting(KEYS[2], until_ms)
+"""
+)
+
+# A window's lease also keeps the window in flight, and those that wait behind it.
+_EXTEND = (
+    _KEEP_WAITING
+    + """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 if KEYS[2] then
-    local t = redis.call('TIME')
-    redis.call('ZADD', KEYS[2], t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[2], ARGV[3])
+    local until_ms = now_ms() + ARGV[2]
+    redis.call('ZADD', KEYS[2], until_ms, ARGV[3])
+    keep_waiting(KEYS[3], until_ms)
 end
 return 1
 """
+)
 
 _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -80,8 +114,12 @@ return redis.call('ZRANGE', KEYS[1], 0, -1)
 _TAKE_OFF = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i]) end
+for i = 2, #ARGV do
+    redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
+    redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), KEYS[1] .. '|' .. ARGV[i])
+end
 redis.call('PEXPIRE', KEYS[1], 86400000)
+redis.call('PEXPIRE', KEYS[2], 86400000)
 return #ARGV - 1
 """
 
@@ -109,7 +147,7 @@ class Lease:
     """A lease this process holds, renewed in the background until released. `lost` is set if it slipped away."""
 
     def __init__(
-        self, store: WatermarkStore, key: str, owner: str, milliseconds: int, flight: tuple[str, str] | None = None
+        self, store: WatermarkStore, key: str, owner: str, milliseconds: int, flight: tuple[str, str, str] | None = None
     ) -> None:
         self._store = store
         self._key = key
@@ -126,8 +164,9 @@ class Lease:
             try:
                 keys, arguments = [self._key], [self._owner, self._milliseconds]
                 if self._flight:
-                    keys.append(self._flight[0])
-                    arguments.append(self._flight[1])
+                    flying, waiting, window = self._flight
+                    keys += [flying, waiting]
+                    arguments.append(window)
                 if not self._store.script(_EXTEND, keys, arguments):
                     self.lost.set()
                     return
@@ -211,7 +250,7 @@ class WatermarkStore:
         """
         ended = 0
         with self._translated():
-            for pattern in ("lease", "inflight"):
+            for pattern in ("lease", "inflight", "waiting", "turn"):
                 for key in self._redis.scan_iter(match=f"{PREFIX}:{pattern}:*", count=500):
                     ended += self._redis.delete(key)
         return ended
@@ -286,7 +325,7 @@ class WatermarkStore:
 
     # Leases
 
-    def try_lease(self, name: str, seconds: float, *, flight: tuple[str, str] | None = None) -> Lease | None:
+    def try_lease(self, name: str, seconds: float, *, flight: tuple[str, str, str] | None = None) -> Lease | None:
         """The lease of that name, renewed until released; None while somebody else holds it."""
         key, owner, milliseconds = f"{PREFIX}:lease:{name}", secrets.token_hex(8), int(seconds * 1000)
         with self._translated():
@@ -313,18 +352,29 @@ class WatermarkStore:
         members = cast("list[str]", self.script(_IN_FLIGHT, [self._flight_key(stream, uuid)], []))
         return [Window.parse(*member.split("/", 1)) for member in members]
 
-    def take_off(self, stream: Stream, uuid: UUID, windows: Iterable[Window], seconds: float) -> None:
-        """Marks windows as handed out for that long."""
+    def _waiting_key(self, queue: str) -> str:
+        return f"{PREFIX}:waiting:{queue}"
+
+    def take_off(self, stream: Stream, uuid: UUID, windows: Iterable[Window], seconds: float, queue: str) -> None:
+        """Marks windows as handed out to a queue: for that long, and for as long as others of the queue are worked on
+        before it is their turn."""
         members = [str(window) for window in windows]
         if members:
-            self.script(_TAKE_OFF, [self._flight_key(stream, uuid)], [int(seconds * 1000), *members])
+            keys = [self._flight_key(stream, uuid), self._waiting_key(queue), f"{PREFIX}:handed:{queue}"]
+            self.script(_TAKE_OFF, keys, [int(seconds * 1000), *members])
 
     @contextmanager
-    def window_lease(self, stream: Stream, uuid: UUID, window: Window, seconds: float) -> Iterator[Lease | None]:
-        """The lease of one window, which keeps it in flight; None while another worker is at it. Lands at the end."""
+    def window_lease(
+        self, stream: Stream, uuid: UUID, window: Window, seconds: float, queue: str = ""
+    ) -> Iterator[Lease | None]:
+        """The lease of one window, which keeps it in flight; None while another worker is at it. Lands at the end.
+
+        `queue` is the one it came by, if any: whatever waits there stays in flight as well.
+        """
+        flying, waiting = self._flight_key(stream, uuid), self._waiting_key(queue)
         name = f"window:{stream.name}:{uuid}:{window}"
-        self.take_off(stream, uuid, [window], seconds)
-        held = self.try_lease(name, seconds, flight=(self._flight_key(stream, uuid), str(window)))
+        self.script(_BEGIN, [flying, waiting], [str(window), int(seconds * 1000)])
+        held = self.try_lease(name, seconds, flight=(flying, waiting, str(window)))
         try:
             yield held
         finally:

@@ -179,12 +179,12 @@ def test_a_window_in_flight_is_not_planned_again(servers: Servers, writer: Conne
     add(writer, "impressions", campaign, 10)
     (first,) = planner.plan(servers.source, servers.ledger, servers.store, servers.settings, [IMPRESSIONS])
     assert first.windows
-    servers.store.take_off(IMPRESSIONS, first.target_uuid, first.windows, 60)
+    servers.store.take_off(IMPRESSIONS, first.target_uuid, first.windows, 60, "realtime")
     add(writer, "impressions", campaign, 10)
     (second,) = planner.plan(servers.source, servers.ledger, servers.store, servers.settings, [IMPRESSIONS])
     assert second.windows
     assert second.windows[0].lo == first.windows[-1].hi
-    servers.store.take_off(IMPRESSIONS, first.target_uuid, first.windows, 0.001)
+    servers.store.take_off(IMPRESSIONS, first.target_uuid, first.windows, 0.001, "realtime")
     released = threading.Event()
     while servers.store.in_flight(IMPRESSIONS, first.target_uuid) and not released.wait(0.01):
         pass

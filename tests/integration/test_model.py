@@ -78,7 +78,7 @@ def machine(servers: Servers, writer: Connection) -> type[RuleBasedStateMachine]
             covered = servers.ledger.coverage([IMPRESSIONS], {EVENTS_TABLE: planned.target_uuid})["impressions"]
             flying = servers.store.in_flight(IMPRESSIONS, planned.target_uuid)
             assert not any(w.overlaps(other) for w in windows for other in (*covered.windows, *flying))
-            servers.store.take_off(IMPRESSIONS, planned.target_uuid, windows, 3600)
+            servers.store.take_off(IMPRESSIONS, planned.target_uuid, windows, 3600, "realtime")
             self.messages += [(planned, window) for window in windows]
 
         def _load(self, planned: Plan, window: Window) -> None:

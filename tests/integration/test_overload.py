@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import psycopg2
 import pytest
@@ -14,12 +16,15 @@ from celery import Celery
 from psycopg2.extensions import connection as Connection
 
 from tests.integration.test_pipeline import add, campaigns
+from tests.processes import until
 from worker import planner
 from worker.celery import Servers, create_app
 from worker.config import Settings
 from worker.ledger import Run
+from worker.streams import STREAMS
 from worker.tasks import pipeline as pipeline_tasks
 from worker.tasks import sync as sync_tasks
+from worker.windows import ORIGIN, Window
 
 
 @contextmanager
@@ -65,9 +70,13 @@ def test_what_takes_long_rests_as_long(servers: Servers) -> None:
 
 
 def test_a_failure_that_takes_long_rests_as_well(servers: Servers) -> None:
-    with pytest.raises(RuntimeError), servers.store.thinned("failing", 0.05):
-        threading.Event().wait(0.3)
-        raise RuntimeError
+    def fail() -> None:
+        with servers.store.thinned("failing", 0.05):
+            threading.Event().wait(0.3)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with servers.store.thinned("failing", 0.05) as ahead:
         assert not ahead
 
@@ -124,3 +133,47 @@ def test_a_tick_of_slow_servers_is_passed_over(here: Servers, monkeypatch: pytes
     # Other streams do not wait for it.
     sync_tasks.plan(streams=["clicks"])
     assert planned == [1, 1]
+
+
+IMPRESSIONS, TARGET = STREAMS["impressions"], UUID(int=7)
+
+
+def windows(count: int) -> list[Window]:
+    return [Window(ORIGIN + n * timedelta(hours=1), ORIGIN + (n + 1) * timedelta(hours=1)) for n in range(count)]
+
+
+def flying(servers: Servers) -> list[Window]:
+    return sorted(servers.store.in_flight(IMPRESSIONS, TARGET))
+
+
+def test_windows_that_wait_longer_than_a_lease_are_not_given_up_while_their_queue_is_worked_on(
+    servers: Servers,
+) -> None:
+    store, (first, second, third, fourth, fifth) = servers.store, windows(5)
+    store.take_off(IMPRESSIONS, TARGET, [first, second, third, fourth, fifth], 0.3, "backfill")
+    other = windows(6)[5]
+    store.take_off(IMPRESSIONS, TARGET, [other], 0.3, "realtime")
+    # The third is begun, so the messages of the two before it are lost; those behind it wait.
+    with store.window_lease(IMPRESSIONS, TARGET, third, 0.3, "backfill") as held:
+        assert held is not None
+        until(lambda: len(flying(servers)) == 3, "what is lost is given up", 5)
+        assert not held.lost.wait(0.9)
+        assert flying(servers) == [third, fourth, fifth]
+    with store.window_lease(IMPRESSIONS, TARGET, fifth, 0.3, "backfill"):
+        until(lambda: flying(servers) == [fifth], "the fourth is given up, too", 5)
+    assert flying(servers) == []
+
+
+def test_what_waits_is_given_up_once_nobody_works_on_the_queue(servers: Servers) -> None:
+    store, (first, second, third) = servers.store, windows(3)
+    store.take_off(IMPRESSIONS, TARGET, [first, second, third], 0.3, "backfill")
+    with store.window_lease(IMPRESSIONS, TARGET, first, 0.3, "backfill"):
+        pass
+    assert flying(servers) == [second, third]
+    until(lambda: flying(servers) == [], "both are given up", 5)
+    # Handed out once more, they wait once more.
+    store.take_off(IMPRESSIONS, TARGET, [second, third], 0.3, "backfill")
+    with store.window_lease(IMPRESSIONS, TARGET, second, 0.3, "backfill") as held:
+        assert held is not None
+        assert not held.lost.wait(0.6)
+        assert flying(servers) == [second, third]

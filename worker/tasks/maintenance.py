@@ -7,7 +7,7 @@ from typing import Any
 from worker import metrics, pipeline, planner, refresh, standing
 from worker.celery import app, servers
 from worker.streams import EVENT_STREAMS, STREAMS
-from worker.tasks import arguments
+from worker.tasks import arguments, turns
 from worker.tasks import pipeline as pipeline_tasks
 from worker.tasks import refresh as refresh_tasks
 from worker.tasks.metrics import rebuild_dirty
@@ -34,7 +34,7 @@ def converge(**unknown: Any) -> dict[str, Any]:
         runs = here.ledger.open_runs()
         for run in runs:
             pushed = refresh_tasks.step if run.kind == "refresh" else pipeline_tasks.step
-            pushed.apply_async(kwargs={"run_id": run.run_id}, queue="backfill" if run.kind == "refresh" else "realtime")
+            turns.look_again(here, pushed, run.run_id, queue="backfill" if run.kind == "refresh" else "realtime")
         return {"days": days, "runs": len(runs)}
 
 

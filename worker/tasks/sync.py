@@ -68,7 +68,7 @@ def hand_out(
     for windows, name in ((planned.fresh, "realtime"), (planned.backlog, "backfill")):
         if windows:
             target = queue or name
-            here.store.take_off(stream, planned.target_uuid, windows, here.settings.lease_seconds)
+            here.store.take_off(stream, planned.target_uuid, windows, here.settings.lease_seconds, target)
             header = group(_signature(stream, window, planned.target_uuid, table, run_id, target) for window in windows)
             chord(header)(follow_up.set(queue=target))
             count += len(windows)
@@ -97,7 +97,7 @@ def load_window(
 
 def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, run_id: str) -> dict[str, Any]:
     """`pipeline.load_window` under the window's lease; a failure goes to the ledger."""
-    with here.store.window_lease(stream, uuid, window, here.settings.lease_seconds) as held:
+    with here.store.window_lease(stream, uuid, window, here.settings.lease_seconds, _queue()) as held:
         if held is None:
             return {"stream": stream.name, "skipped": "another worker is loading this window"}
         begun = time.monotonic()
@@ -130,6 +130,12 @@ def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, 
     log.info("window.loaded", stream=stream.name, rows=done.loaded, quarantined=done.quarantined, days=done.days)
     result = {"stream": stream.name, "rows": done.loaded, "days": done.days}
     return {**result, "quarantined": done.quarantined} if done.quarantined else result
+
+
+def _queue() -> str:
+    """The queue by which the task under way came; empty outside a worker."""
+    delivered = current_task.request.delivery_info if current_task else None
+    return str((delivered or {}).get("routing_key") or "")
 
 
 def _progress(store: WatermarkStore, run_id: str, stream: Stream) -> Any:
