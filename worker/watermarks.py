@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 PREFIX = "retailmedia"
 
-LONGEST_REST_SECONDS = 60.0
+LONGEST_REST_SECONDS = 5.0
 """How long what took long may rest before it is done again."""
 
 # Sets the copy only if it is still what the caller saw, so that two publishers cannot overwrite each other blindly.
@@ -419,18 +419,16 @@ class WatermarkStore:
         it took.
 
         Without the rest, what takes longer than its period would pile up: messages that are all alike, each of which
-        takes as long, with everything else waiting behind them.
+        takes as long, with everything else waiting behind them. What failed does not rest: a server was away, and once
+        it is back nothing should wait.
         """
         ahead = self.once(name, seconds)
         began = time.monotonic()
-        try:
-            yield ahead
-        finally:
-            took = min(time.monotonic() - began, LONGEST_REST_SECONDS)
-            if ahead and took > seconds:
-                # A Redis that went away meanwhile has forgotten the first mark, too.
-                with suppress(Unreachable), self._translated():
-                    self._redis.set(f"{PREFIX}:once:{name}", "1", px=int(took * 1000))
+        yield ahead
+        took = min(time.monotonic() - began, LONGEST_REST_SECONDS)
+        if ahead and took > seconds:
+            with suppress(Unreachable), self._translated():
+                self._redis.set(f"{PREFIX}:once:{name}", "1", px=int(took * 1000))
 
     # Whose turn it is to look again
 
