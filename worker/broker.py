@@ -22,16 +22,27 @@ _sentinel_options: dict[str, dict[str, Any]] = {}
 """How to speak to the Sentinels of each master."""
 
 
-RECONNECT_SECONDS = 1.0
+RECONNECT_SECONDS = 1
 """Between two tries to reach a broker that is away."""
 
 
 class Connection(KombuConnection):
     """A connection that comes back soon after its broker did."""
 
-    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        pace = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
-        return super()._ensure_connection(*args, **{**pace, **kwargs})
+    def _ensure_connection(
+        self,
+        errback: Any = None,
+        max_retries: int | None = None,
+        interval_start: int = RECONNECT_SECONDS,
+        interval_step: int = 0,
+        interval_max: int = RECONNECT_SECONDS,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # Whoever sends a message has a pace of its own, given by position.
+        return super()._ensure_connection(
+            errback, max_retries, interval_start, interval_step, interval_max, *args, **kwargs
+        )
 
 
 class AMQP(amqp.AMQP):
