@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 import redis
+from kombu.exceptions import OperationalError
 
 from embedded.process import free_port
 from embedded.redis import binary
@@ -50,6 +52,8 @@ def test_a_sender_goes_on_after_its_broker_was_restarted_empty(tmp_path: Path) -
         with broker(port, tmp_path) as first:
             send()
             assert first.llen("realtime") == 1
+        with pytest.raises(OperationalError):
+            send()
         with broker(port, tmp_path) as second:
             send()
             send()
