@@ -43,13 +43,14 @@ def broker(port: int, folder: Path) -> Iterator[redis.Redis]:
 def test_a_sender_goes_on_after_its_broker_was_restarted_empty(tmp_path: Path) -> None:
     port = free_port()
     app = create_app(load(redis_url=f"redis://127.0.0.1:{port}/0"))
-
-    def send() -> None:
-        # As beat does: over a connection that was there before.
-        app.send_task("worker.tasks.sync.plan", queue="realtime", ignore_result=True)
-
     try:
         with broker(port, tmp_path) as first:
+            # As beat does: one connection, kept.
+            producer = app.amqp.Producer(app.connection_for_write().ensure_connection(), auto_declare=False)
+
+            def send() -> None:
+                app.send_task("worker.tasks.sync.plan", queue="realtime", ignore_result=True, producer=producer)
+
             send()
             assert first.llen("realtime") == 1
         with pytest.raises(OperationalError):
