@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench import report
 from bench.__main__ import CASES, options_of, parsed
 from bench.datapath import CASES as PATH_CASES
-from bench.datapath import CELERY, FUNCTION, LIBPQ, LOOP, SOCKET, WINDOW, findings
+from bench.datapath import CELERY, DLT, FUNCTION, LIBPQ, LOOP, SOCKET, WINDOW, findings
 from bench.freshness import COMMITS_A_SECOND, RATES, Writer
 from bench.measures import Findings, Goal, Line, paired, percentile, rotated
 from bench.relay import relayed
@@ -57,9 +57,15 @@ def test_a_case_in_trouble_shows_no_number_and_decides_no_goal() -> None:
 def test_what_is_not_measured_is_said_and_is_no_failure() -> None:
     found = findings(SAMPLES, {}, rows=1000)
     left_out = {line.case for line in found.lines if line.state == "not measured"}
-    assert left_out == {"dlt"}
+    assert left_out == set(DLT)
     assert all(line.note for line in found.lines if line.state == "not measured")
     assert not found.failed
+
+
+def test_dlt_is_judged_by_its_fastest_backend() -> None:
+    slow, fast = DLT
+    found = findings({**SAMPLES, slow: [0.5, 0.5, 0.5], fast: [1.0, 1.5, 1.0]}, {}, rows=1000)
+    assert measured(found)["one window, of dlt's fastest backend"] == (3.0, True)
 
 
 @pytest.mark.parametrize(
