@@ -667,28 +667,27 @@ class Source:
     def _read_ahead(
         self, connection: psycopg2.extensions.connection, chunks: Iterator[EventColumns]
     ) -> Iterator[EventColumns]:
-        """`chunks`, drawn in a thread of their own, one ahead. A session whose copy was not read out is closed."""
-        ahead: queue.Queue[EventColumns | BaseException | None] = queue.Queue(maxsize=1)
-        gone = threading.Event()
-
-        def put(item: EventColumns | BaseException | None) -> bool:
-            while not gone.is_set():
-                try:
-                    ahead.put(item, timeout=0.2)
-                    return True
-                except queue.Full:
-                    continue
-            return False
+        """`chunks`, drawn in a thread of their own, one ahead: the next is begun when the one before was taken, so that
+        never more than one is held here. A session whose copy was not read out is closed.
+        """
+        ahead: queue.Queue[EventColumns | BaseException | None] = queue.Queue()
+        gone, taken = threading.Event(), threading.Semaphore()
 
         def read() -> None:
             end: BaseException | None = None
             try:
-                for chunk in chunks:
-                    if not put(chunk):
-                        return
+                while True:
+                    while not taken.acquire(timeout=0.2):
+                        if gone.is_set():
+                            return
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        break
+                    ahead.put(chunk)
+                    del chunk
             except BaseException as error:  # carried over to the reading side, whatever it is
                 end = error
-            put(end)
+            ahead.put(end)
 
         thread = threading.Thread(target=read, name="read-ahead", daemon=True)
         thread.start()
@@ -705,6 +704,7 @@ class Source:
                     if isinstance(item, OSError | ProtocolError):
                         raise TransientSource(f"PostgreSQL failed while copying rows: {item or type(item).__name__}.")
                     raise item
+                taken.release()
                 yield item
         finally:
             gone.set()
