@@ -312,13 +312,16 @@ class Settings(BaseSettings):
     def redis_address(self) -> RedisAddress:
         """The Redis URL in parts. Raises `BadInput` if it is one of Sentinels and cannot be understood."""
         url = self.broker_url
-        parts = urlsplit(url)
-        if not parts.scheme.startswith("sentinel"):
+        # Several hosts are no URL: `urlsplit` refuses them once one is an IPv6 address.
+        scheme, _, rest = url.partition("://")
+        if not scheme.startswith("sentinel"):
             return RedisAddress(url)
-        login, _, hosts = parts.netloc.rpartition("@")
+        place, _, query = rest.partition("?")
+        netloc, _, path = place.partition("/")
+        login, _, hosts = netloc.rpartition("@")
         user, _, password = login.partition(":")
-        master = parse_qs(parts.query).get("master", [""])[-1]
-        database = parts.path.strip("/") or "0"
+        master = parse_qs(query).get("master", [""])[-1]
+        database = path.strip("/") or "0"
         try:
             servers = tuple(
                 (str(each.hostname or ""), each.port or SENTINEL_PORT)
@@ -326,7 +329,7 @@ class Settings(BaseSettings):
             )
         except ValueError:
             servers = ()
-        understood = parts.scheme == "sentinel" and servers and all(host for host, _ in servers)
+        understood = scheme == "sentinel" and servers and all(host for host, _ in servers)
         if not understood or not master or not database.isdecimal():
             raise BadInput(
                 "REDIS_URL must read sentinel://:password@host:26379,host:26379/0?master=name for Sentinels; they and "
@@ -337,7 +340,12 @@ class Settings(BaseSettings):
     @property
     def sink_address(self) -> ClickHouseAddress:
         """The ClickHouse DSN in parts. Raises `BadInput` if it is not one."""
-        parts = urlsplit(self.sink_dsn)
+        try:
+            parts = urlsplit(self.sink_dsn)
+            port = parts.port
+        except ValueError:
+            # It says what is wrong with the address and repeats it, password and all.
+            parts, port = urlsplit(""), None
         if parts.scheme not in {"clickhouse", "clickhouses"} or not parts.hostname:
             raise BadInput("CLICKHOUSE_DSN must read clickhouse://user:password@host:9000/database.")
         secure = parts.scheme == "clickhouses"
@@ -346,7 +354,7 @@ class Settings(BaseSettings):
             raise BadInput("The database in CLICKHOUSE_DSN may hold letters, digits and underscores only.")
         return ClickHouseAddress(
             host=parts.hostname,
-            port=parts.port or (9440 if secure else 9000),
+            port=port or (9440 if secure else 9000),
             user=unquote(parts.username or "default"),
             password=unquote(parts.password or ""),
             database=database,
