@@ -102,8 +102,9 @@ def plan(
     live = targets is None
     if live:
         # Whoever finds Redis emptied brings back every stream's watermark, not only what it plans itself.
-        told = list(STREAMS.values()) if store.lacks_watermarks(STREAMS.values()) else list(streams)
-        coverage = publish_watermarks(ledger, store, told, ledger.live(told))
+        others = [one for one in STREAMS.values() if one not in streams]
+        forgotten = others if store.lacks_watermarks(STREAMS.values()) else []
+        coverage = publish_watermarks(ledger, store, [*streams, *forgotten], {**ledger.live(forgotten), **uuids})
     else:
         coverage = ledger.coverage(streams, uuids)
     horizon = source.horizon()
