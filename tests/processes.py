@@ -1,16 +1,17 @@
-"""Celery's own processes, started as a person would start them, for tests that need the real thing."""
+"""Celery's own processes, for tests that need the real thing."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.nursery import Child, Nursery
 from worker.config import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -33,28 +34,25 @@ def environment(settings: Settings, **extra: str) -> dict[str, str]:
     }
 
 
+@functools.cache
+def nursery() -> Nursery:
+    """This process's own; it ends with it."""
+    return Nursery(ROOT)
+
+
 def celery(
     settings: Settings,
     arguments: Sequence[str],
     log: Path,
     extra: Mapping[str, str] | None = None,
     module: str = "celery",
-) -> subprocess.Popen[bytes]:
+) -> Child:
     """`celery -A worker …` in a process group of its own, its output in `log`; `module` stands in for celery's own."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, "-A", "worker", *arguments],
-            cwd=ROOT,
-            env=environment(settings, **(extra or {})),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+    return nursery().start(module, ["-A", "worker", *arguments], environment(settings, **(extra or {})), log)
 
 
-def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM, patience: float = 30) -> int:
+def end(process: Child, number: int = signal.SIGTERM, patience: float = 30) -> int:
     """Sends a signal to the process and waits; kills its whole group if it does not end."""
     if process.poll() is None:
         process.send_signal(number)
@@ -86,9 +84,7 @@ def ready(settings: Settings, node: str) -> bool:
 
 
 @contextmanager
-def workers(
-    settings: Settings, *, beat: bool = False, logs: Path | None = None
-) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+def workers(settings: Settings, *, beat: bool = False, logs: Path | None = None) -> Iterator[dict[str, Child]]:
     """One worker for fresh data and upkeep, one for backfills, beat if wanted."""
     folder = logs or settings.retailmedia_home / "logs"
     started = {

@@ -46,6 +46,21 @@ class Scene:
     wiped: list[float] = field(default_factory=list)
     refreshes: list[str] = field(default_factory=list)
     backups: bool = False
+    held: int = 0
+
+    @contextmanager
+    def horizon_held(self) -> Iterator[None]:
+        """While this lasts a transaction holds the horizon back, and nobody may wait for new rows to be loaded."""
+        self.held += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
+
+    def needs_progress(self) -> None:
+        """For faults during which new rows must be loaded. Raises `RuntimeError` while they cannot be."""
+        if self.held:
+            raise RuntimeError("a transaction holds the horizon back")
 
     def refresh_ends(self, run_id: str) -> None:
         """By the next rest the refresh must have ended, and not failed."""
@@ -709,7 +724,8 @@ def transaction_held(scene: Scene, seconds: float, writes_first: bool) -> Iterat
             if writes_first:
                 _late_rows(cursor)
             began = time.monotonic()
-            yield
+            with scene.horizon_held():
+                yield
             with suppress(psycopg2.Error):
                 _says(scene, f"pid {pid}", began, scene.stage.settings.horizon_alert_seconds + 5)
                 time.sleep(max(0.0, seconds - (time.monotonic() - began)))
@@ -738,7 +754,8 @@ def transaction_prepared(scene: Scene, seconds: float, kept: bool) -> Iterator[N
         _late_rows(cursor)
         cursor.execute(f"PREPARE TRANSACTION '{name}'")
     began = time.monotonic()
-    yield
+    with scene.horizon_held():
+        yield
     _says(scene, name, began, 5)
     time.sleep(max(0.0, seconds - (time.monotonic() - began)))
     with suppress(psycopg2.errors.UndefinedObject):
@@ -903,6 +920,7 @@ def cold(scene: Scene, name: str) -> Iterator[None]:
 @fault("chord callback lost", "delivery", lambda rng: {"day": f"2026-0{rng.randint(1, 9)}-{rng.randint(10, 28)}"})
 def callback_lost(scene: Scene, day: str) -> Iterator[None]:
     """Rows of a day of their own are the last ones written, and no callback comes until their metrics are there."""
+    scene.needs_progress()
     stage = scene.stage
 
     def agrees() -> bool:
@@ -932,7 +950,11 @@ def callback_lost(scene: Scene, day: str) -> Iterator[None]:
                 STEP_SECONDS,
             )
         yield
-        eventually(agrees, f"metrics of {day} follow without their callback", PATIENCE)
+        if scene.held:
+            # The other fault of this pair is healed after this one.
+            scene.afterwards.append(lambda: _wait(agrees, f"metrics of {day} follow", PATIENCE))
+        else:
+            eventually(agrees, f"metrics of {day} follow without their callback", PATIENCE)
 
 
 # 6. Data
@@ -1044,6 +1066,7 @@ def _at_one_instant(scene: Scene, rows: int) -> None:
 )
 def clocks_wrong(scene: Scene, hours: int, names: list[str]) -> Iterator[None]:
     """Processes come up an hour ahead of or behind the servers; everything must go on as ever."""
+    scene.needs_progress()
     stage = scene.stage
     for name in names:
         stage.processes[name].clock = 3600.0 * hours

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from psycopg2.extensions import connection as Connection
 import seed.schema
 from embedded import stack
 from tests import processes
+from tests.nursery import Child
 from worker import migrate, pipeline
 from worker.celery import Servers, create_app
 from worker.config import Settings, load
@@ -54,7 +54,7 @@ class Process:
     arguments: list[str]
     clock: float = 0.0
     wanted: bool = True
-    popen: subprocess.Popen[bytes] | None = None
+    popen: Child | None = None
     starts: int = 0
 
 

@@ -21,6 +21,7 @@ from embedded.stack import Addresses
 from tests.agreement import assert_agreement, source_events, target_events
 from tests.conftest import administer, in_database
 from tests.integration.test_pipeline import add, campaigns, write
+from tests.nursery import Child
 from tests.processes import ROOT, environment, until, workers
 from worker import migrate, pipeline
 from worker.celery import QUEUES, Servers, create_app
@@ -52,7 +53,7 @@ def settings(stack: Addresses, template: str, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def running(settings: Settings) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+def running(settings: Settings) -> Iterator[dict[str, Child]]:
     with workers(settings) as started:
         yield started
 
@@ -182,7 +183,7 @@ def test_every_task_in_the_schedules_exists_and_goes_to_a_queue_there_is(app: Ce
 
 
 def test_beat_keeps_metrics_fresh_while_a_worker_is_killed_and_redis_emptied(
-    settings: Settings, servers: Servers, writer: Connection, running: dict[str, subprocess.Popen[bytes]]
+    settings: Settings, servers: Servers, writer: Connection, running: dict[str, Child]
 ) -> None:
     import redis
 

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,10 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def demo(home: Path, **extra: str) -> str:
     """Runs it, expects it to be right and to leave nothing behind, and returns what it printed."""
-    began = time.monotonic()
     done = in_home(home, "demo", **extra)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert time.monotonic() - began < 90
     assert processes_of(home) == []
     assert "\x1b" not in done.stdout + done.stderr
     totals = re.findall(
@@ -54,15 +51,16 @@ def test_twice_and_after_a_kill_of_everything(home: Path) -> None:
     assert "POSTGRES_DSN is left alone" in second
     assert "already held" in second
 
-    dying = subprocess.Popen(
-        [sys.executable, "-m", "worker.cli", "demo"],
-        cwd=ROOT,
-        env=home_environment(home),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until(lambda: (home / "run" / "worker-bulk.json").exists(), "the workers are started")
-    time.sleep(3)
+    told = home.parent / "dying.txt"
+    with told.open("wb") as screen:
+        dying = subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", "demo"],
+            cwd=ROOT,
+            env=home_environment(home),
+            stdout=screen,
+            stderr=screen,
+        )
+    until(lambda: "workers and beat are up" in told.read_text(), "the workers are up", 120)
     dying.kill()
     dying.wait()
     for pid in [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if runs_in(entry, home)]:
