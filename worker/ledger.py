@@ -157,8 +157,8 @@ class Ledger:
             found[name].append(Commit(Window(lo, hi), generation))
         return {name: Coverage(tuple(effective(commits, generations)), len(commits)) for name, commits in found.items()}
 
-    def committed(self, stream: Stream, uuid: UUID, window: Window, generation: int) -> list[Window]:
-        """Commits of this generation that touch the window."""
+    def committed(self, stream: Stream, uuid: UUID, window: Window, generation: int) -> tuple[list[Window], datetime]:
+        """Commits of this generation that touch the window, and when ClickHouse was asked, by its clock."""
         parameters = {
             "stream": stream.name,
             "uuid": uuid,
@@ -166,7 +166,8 @@ class Ledger:
             "hi": window.hi,
             "generation": generation,
         }
-        return [Window(lo, hi) for lo, hi in self._sink.named("ledger", "covered", parameters)]
+        ((commits, asked_at),) = self._sink.named("ledger", "covered", parameters)
+        return [Window(lo, hi) for lo, hi in commits], instant(asked_at)
 
     def commit(
         self,
@@ -231,10 +232,13 @@ class Ledger:
         """Records, before the insert that overwrites them, the days from which events are about to move."""
         self._attempt(stream, uuid, window, "superseding", "", sorted(days), "", f"superseding/{token}")
 
-    def superseded_days(self, stream: Stream, uuid: UUID, window: Window) -> set[date]:
-        """Days noted by any attempt at rows of this window."""
-        parameters = {"stream": stream.name, "uuid": uuid, "lo": window.lo, "hi": window.hi}
-        return {day for (day,) in self._sink.named("ledger", "superseded_days", parameters)}
+    def superseded_days(
+        self, stream: Stream, uuid: UUID, window: Window, since: datetime
+    ) -> tuple[set[date], set[date]]:
+        """Days noted by any attempt at rows of this window, and those that others marked since that instant."""
+        parameters = {"stream": stream.name, "uuid": uuid, "lo": window.lo, "hi": window.hi, "since": since}
+        rows = self._sink.named("ledger", "superseded_days", parameters)
+        return {day for day, others in rows if not others}, {day for day, others in rows if others}
 
     def note_failure(self, stream: Stream, uuid: UUID, window: Window, run_id: str, error: str) -> None:
         """Records that the window could not be loaded, and why."""
@@ -265,11 +269,16 @@ class Ledger:
 
     # Days
 
-    def mark_days(self, days: Iterable[date]) -> None:
-        """Says that the content of these reporting days changed; call it after the rows were acknowledged."""
-        chosen = sorted(set(days))
-        if chosen:
-            self._sink.command("marking days", named("events", "mark_days"), {"days": chosen})
+    def mark_days(self, days: Iterable[date], again: Iterable[date] = ()) -> None:
+        """Says that the content of these reporting days changed; call it after the rows were acknowledged.
+
+        Those of `again` were marked by others meanwhile, and may have changed once more since.
+        """
+        own = set(days)
+        others = set(again) - own
+        if own or others:
+            parameters = {"days": sorted(own | others), "again": sorted(others)}
+            self._sink.command("marking days", named("events", "mark_days"), parameters)
 
     def mark_all_days(self, zone: str) -> None:
         """Says so of every day, cut in `zone`, that has events or metrics. Reads one column of all events."""

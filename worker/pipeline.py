@@ -182,7 +182,8 @@ def load_window(
     """
     with source.snapshot() as snapshot:
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
-        if not again and _covered(window, ledger.committed(stream, uuid, window, generation)):
+        commits, begun = ledger.committed(stream, uuid, window, generation)
+        if not again and _covered(window, commits):
             return Loaded(0, 0, 0, 0, already=True)
         reading = _Reading(settings, stream, window, table, uuid, snapshot.version(generation), run_id, again)
         tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
@@ -192,9 +193,13 @@ def load_window(
         raise Superseded(f"{table} was replaced while {stream.name} {window} was loaded; nothing was committed.")
     _verify(sink, reading, tally)
     days = days_of_hours(tally.hours, settings.zone) | tally.left
+    marked: set[date] = set()
     if tally.extracted:
-        days |= ledger.superseded_days(stream, uuid, window)
-    ledger.mark_days(days)
+        # Between looking for older versions and inserting newer ones, another worker may have loaded an older version,
+        # and its day have been rebuilt with it. Whoever did so marked that day, and after it was looked for.
+        noted, marked = ledger.superseded_days(stream, uuid, window, begun)
+        days |= noted
+    ledger.mark_days(days, marked)
     ledger.commit(
         stream,
         uuid,

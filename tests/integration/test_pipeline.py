@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -308,6 +311,54 @@ def test_an_older_reading_that_lands_later_changes_nothing(servers: Servers, wri
     assert_agreement(writer, servers)
     late.close()
     slow_source.close()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_older_reading_that_lands_just_before_a_newer_one_leaves_no_day_counted_too_much(
+    settings: Settings, servers: Servers, writer: Connection, merge: bool
+) -> None:
+    """Read, looked for earlier versions, found none; then the older reading is loaded, committed and rebuilt."""
+    first, second, _ = campaigns(writer)
+    sync(servers)
+    add(writer, "impressions", first, 10)
+    uuid = servers.ledger.live([IMPRESSIONS])[EVENTS_TABLE]
+    read, go_on = threading.Event(), threading.Event()
+
+    class Slow(Source):
+        def read_events(self, *arguments: Any) -> Any:
+            rows = list(super().read_events(*arguments))
+            read.set()
+            assert go_on.wait(60)
+            yield from rows
+
+    def load(here: Servers, source: Source, window: Window) -> pipeline.Loaded:
+        return pipeline.load_window(
+            source, here.sink, here.ledger, here.settings, IMPRESSIONS, window, table=EVENTS_TABLE, uuid=uuid
+        )
+
+    other, slow = Servers.open(settings), Slow(settings)
+    insert = servers.sink.insert_columns
+
+    def overtaken(*arguments: Any, **options: Any) -> int:
+        go_on.set()
+        assert older.result(60).loaded == 10
+        assert rebuild(other) == 1
+        done = insert(*arguments, **options)
+        if merge:
+            other.sink.command("merging", "OPTIMIZE TABLE ad_events FINAL")
+        return done
+
+    with ThreadPoolExecutor(1) as pool, closing(other), slow:
+        edge = servers.source.now()
+        older = pool.submit(load, other, slow, Window(ORIGIN, edge))
+        assert read.wait(60)
+        write(writer, "UPDATE impressions SET campaign_id = %s, created_at = '2026-11-02T01:00:00Z'", second)
+        servers.sink.insert_columns = overtaken  # type: ignore[method-assign]
+        load(servers, servers.source, Window(edge, servers.source.now()))
+        rebuild(servers)
+    assert_agreement(writer, servers)
+    assert [str(row[0]) for row in target_performance(servers)] == ["2026-11-02"]
+    assert metrics.dirty_days(servers.sink) == []
 
 
 def _load_and_merge(source: Source, servers: Servers, window: Window, uuid: Any) -> None:

@@ -68,7 +68,8 @@ WHERE database = %(database)s AND table = %(table)s AND active AND startsWith(pa
 
 -- name: mark_days
 -- The server's clock, after the rows it speaks of were acknowledged.
-INSERT INTO day_marks (date_id, marked_at) SELECT arrayJoin(%(days)s), now64(6, 'UTC')
+INSERT INTO day_marks (date_id, again, marked_at)
+SELECT arrayJoin(%(days)s) AS day, has(%(again)s, day), now64(6, 'UTC')
 
 -- name: mark_all_days
 INSERT INTO day_marks (date_id, marked_at)

@@ -22,15 +22,18 @@ WHERE hi >= base
 ORDER BY stream, lo, hi
 
 -- name: covered
--- Commits that touch one window.
-SELECT lo, hi FROM sync_commits
+-- Commits that touch one window, and when this was asked.
+SELECT groupArray((lo, hi)), now64(6, 'UTC') FROM sync_commits
 WHERE stream = %(stream)s AND target_uuid = %(uuid)s AND hi > %(lo)s AND lo < %(hi)s
     AND bitShiftRight(version, 56) = %(generation)s
 
 -- name: superseded_days
--- Days from which earlier attempts at the same rows may have moved events away without living to say so.
-SELECT DISTINCT arrayJoin(days) FROM sync_attempts
+-- Days from which earlier attempts at the same rows may have moved events away without living to say so, and those
+-- marked since.
+SELECT arrayJoin(days) AS day, false FROM sync_attempts
 WHERE stream = %(stream)s AND target_uuid = %(uuid)s AND hi > %(lo)s AND lo < %(hi)s AND outcome = 'superseding'
+UNION DISTINCT
+SELECT date_id, true FROM day_marks WHERE marked_at >= %(since)s AND NOT again
 
 -- name: failures
 -- Failures of windows not behind the watermark, newest cause kept.

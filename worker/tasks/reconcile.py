@@ -58,7 +58,7 @@ def _take_up_unfinished(here: Servers) -> None:
 class _Aside(Ledger):
     """The ledger for rows loaded into a table nobody reads: no day changes by them."""
 
-    def mark_days(self, days: Iterable[date]) -> None:
+    def mark_days(self, days: Iterable[date], again: Iterable[date] = ()) -> None:
         """Marks none."""
 
 
