@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     anomaly_days: int = Field(7, ge=1, description="Whole days up to now that each run of the detector judges anew.")
 
     # Windows
-    window_rows: int = Field(500_000, ge=1, description="Rows a window aims to hold.")
+    window_rows: int = Field(1_000_000, ge=1, description="Rows a window aims to hold.")
     window_limit: int = Field(64, ge=1, description="Windows one planning tick may hand out per stream.")
     fresh_seconds: int = Field(
         60, ge=1, description="Rows inserted this recently go to the realtime queue, older ones to the backfill queue."

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 from celery import Celery
 from celery.result import AsyncResult
@@ -15,9 +18,10 @@ from kombu.exceptions import OperationalError as BrokerError
 from worker.celery import Servers
 from worker.errors import RetailMediaError, Superseded, Unreachable
 from worker.ledger import Run
-from worker.source import Horizon
+from worker.source import Horizon, Source
 from worker.streams import Stream
 from worker.watermarks import WatermarkStore
+from worker.windows import ORIGIN, Window
 
 PIPELINE = "worker.tasks.pipeline.run"
 REFRESH = "worker.tasks.refresh.full_refresh"
@@ -123,6 +127,7 @@ def follow(
     targets = here.ledger.live(streams)
     # Ticks load windows of the same rows meanwhile. Rows are done whoever loaded them, so the ledger is asked too.
     before = here.ledger.totals(targets.values()) if task == PIPELINE else None
+    to_do = _count(here, streams, targets, anew=task == REFRESH)
     began = time.monotonic()
     asked = ask(app, task, run_id, [stream.name for stream in streams], metrics_update=metrics_update)
     seen = Progress(run_id, None, tuple(StreamProgress(stream) for stream in streams), 0.0)
@@ -130,6 +135,7 @@ def follow(
     while True:
         run = here.ledger.run(run_id)
         counts = here.store.progress(run_id)
+        counts |= {f"{name}:rows": rows for name, rows in dict(to_do).items()}
         now = time.monotonic()
         if before is not None:
             after = here.ledger.totals(targets.values())
@@ -164,6 +170,27 @@ def follow(
             if now - moved_at >= SILENCE_SECONDS and not answering(app, 3.0):
                 raise Unreachable(f"No worker answers any more; run {run_id} goes on once one does. {START_WORKERS}.")
         time.sleep(POLL_SECONDS)
+
+
+def _count(here: Servers, streams: Sequence[Stream], targets: Mapping[str, UUID], *, anew: bool) -> Mapping[str, int]:
+    """Rows there are to load by stream, filled in as they are counted; a stream without any is left out.
+
+    Counted here, where somebody looks at them, and in the background: workers have better things to do.
+    """
+    found: dict[str, int] = {}
+    events = [stream for stream in streams if stream.kind == "events"]
+    coverage = {} if anew else here.ledger.coverage(events, dict(targets))
+    begins = {stream.name: ORIGIN if anew else coverage[stream.name].watermark for stream in events}
+
+    def count() -> None:
+        with suppress(RetailMediaError), Source(here.settings) as source:
+            now = source.now()
+            for stream in events:
+                if begins[stream.name] < now:
+                    found[stream.name] = source.count(stream, Window(begins[stream.name], now))
+
+    threading.Thread(target=count, name="counting", daemon=True).start()
+    return found
 
 
 def _progressed(entry: StreamProgress, counts: dict[str, int], seconds: float, ended: bool) -> StreamProgress:

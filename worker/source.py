@@ -35,7 +35,7 @@ from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
 from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
 from worker.sql import named
 from worker.streams import Stream
-from worker.windows import Window, instant
+from worker.windows import Histogram, Window, instant
 
 log = structlog.get_logger()
 
@@ -53,6 +53,9 @@ WIDE_CHUNK_BYTES = 24 << 20
 
 PART_BYTES = 3 << 20
 """Of wide rows, so many are decoded at once: enough for numpy, few enough for the processor's cache."""
+
+ESTIMATED_FROM = 50_000
+"""Rows of a window from which on it may hold a little more or less, which spares walking over them to count them."""
 
 T = TypeVar("T")
 
@@ -531,12 +534,21 @@ class Source:
     def boundaries(self, stream: Stream, within: Window, rows: int, limit: int) -> list[datetime]:
         """Up to `limit` instants that cut the window into pieces of about `rows` rows each.
 
-        Rows that share one instant are never parted. Costs an index-only walk over the rows it passes.
+        Rows that share one instant are never parted. Large pieces are cut where PostgreSQL's statistics say, as far as
+        they reach; the rest costs an index-only walk over the rows it passes.
         """
         result: list[datetime] = []
-        lo = within.lo
+        lo, wanted = within.lo, rows
+        known = self._histogram(stream) if rows >= ESTIMATED_FROM else None
+        if known is not None:
+            result, left = known.edges(within, rows, limit)
+            lo = result[-1] if result else lo
+            if left < 1.5 * rows and lo < known.bounds[-1] < within.hi:
+                # The rows up to there need not be walked to be counted; rather a larger piece than a tiny one behind it.
+                lo, wanted = known.bounds[-1], max(rows - left, rows // 4)
         while len(result) < limit:
-            parameters = {"lo": lo, "hi": within.hi, "rows": rows}
+            parameters = {"lo": lo, "hi": within.hi, "rows": wanted}
+            wanted = rows
             found = self._query("cutting windows", self._on_table("boundary", stream), parameters)
             if found and instant(found[0][0]) == lo:
                 found = self._query("cutting windows", self._on_table("boundary_after", stream), parameters)
@@ -545,6 +557,13 @@ class Source:
             lo = instant(found[0][0])
             result.append(lo)
         return result
+
+    def _histogram(self, stream: Stream) -> Histogram | None:
+        statement = pgsql.SQL(named("source", "histogram"))
+        for bounds, rows in self._query("reading statistics", statement, {"table": stream.source_table}):
+            if bounds:
+                return Histogram(tuple(instant(bound) for bound in bounds), float(rows))
+        return None
 
     def in_snapshot(
         self, doing: str, file: str, name: str, stream: Stream, parameters: dict[str, Any], **parts: str

@@ -461,15 +461,9 @@ class WatermarkStore:
 
     # Progress of runs, for progress bars
 
-    def plan_progress(self, run_id: str, stream: Stream, windows: int, rows: int) -> None:
-        """Adds planned windows and rows to what a run has to do."""
-        self._count(run_id, {f"{stream.name}:windows": windows, f"{stream.name}:rows": rows})
-
     def add_progress(self, run_id: str, stream: Stream, *, windows: int = 0, rows: int = 0) -> None:
         """Adds windows and rows done."""
-        self._count(run_id, {f"{stream.name}:windows_done": windows, f"{stream.name}:rows_done": rows})
-
-    def _count(self, run_id: str, amounts: dict[str, int]) -> None:
+        amounts = {f"{stream.name}:windows_done": windows, f"{stream.name}:rows_done": rows}
         key = f"{PREFIX}:progress:{run_id}"
         with self._translated():
             pipe = self._redis.pipeline(transaction=False)

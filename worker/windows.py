@@ -6,6 +6,7 @@ rows whose `inserted_at` satisfies `lo <= inserted_at < hi`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -133,6 +134,34 @@ def cut(window: Window, boundaries: Sequence[datetime]) -> list[Window]:
     """`window` cut at each boundary inside it; the pieces meet and together are the window."""
     edges = [window.lo, *sorted({b for b in boundaries if window.lo < b < window.hi}), window.hi]
     return [Window(lo, hi) for lo, hi in pairwise(edges)]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """What PostgreSQL's statistics say of a column: between two adjoining bounds lie about `rows_between` rows."""
+
+    bounds: tuple[datetime, ...]
+    rows_between: float
+
+    def edges(self, within: Window, rows: int, limit: int) -> tuple[list[datetime], int]:
+        """Up to `limit` bounds that cut the window into pieces of about `rows` rows, and how many rows lie between
+        the last edge (or the beginning) and the last bound.
+
+        None where pieces are no larger than two steps of the histogram: it is too coarse for them.
+        """
+        steps = int(rows / self.rows_between) if self.rows_between > 0 else 0
+        position = bisect_right(self.bounds, within.lo)
+        last = len(self.bounds) - 1
+        found: list[datetime] = []
+        # What would be a small last piece stays with the one before it.
+        while steps >= 2 and len(found) < limit and position + steps + steps // 2 <= last:
+            position += steps
+            edge = self.bounds[position]
+            if edge >= within.hi:
+                break
+            if edge > (found[-1] if found else within.lo):
+                found.append(edge)
+        return found, int(max(0, last - position) * self.rows_between)
 
 
 def day_bounds(day: date, zone: ZoneInfo) -> Window:

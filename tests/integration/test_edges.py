@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -42,7 +43,7 @@ from worker.errors import (
 from worker.sink import Sink, literal
 from worker.source import Source
 from worker.streams import STREAMS
-from worker.windows import ORIGIN, Window, to_micros
+from worker.windows import ORIGIN, Window, cut, to_micros
 
 IMPRESSIONS = STREAMS["impressions"]
 
@@ -373,3 +374,50 @@ def test_nothing_new_reads_a_handful_of_index_pages(servers: Servers, writer: Co
         )
         plan = cursor.fetchone()[0][0]["Plan"]  # type: ignore[index]
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 6
+
+
+def test_large_windows_are_cut_by_statistics_and_hold_about_what_they_should(
+    servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A million rows are cut without walking over those the statistics know; what came since is walked.
+    _fill(writer, 900_000, "2026-11-20T08:00:00Z")
+    write(writer, "VACUUM ANALYZE impressions")
+    walked: list[int] = []
+    query = servers.source._query
+
+    def counted(doing: str, statement: Any, parameters: Any = None) -> Any:
+        if doing == "cutting windows":
+            walked.append(parameters["rows"])
+        return query(doing, statement, parameters)
+
+    monkeypatch.setattr(servers.source, "_query", counted)
+    whole = Window(ORIGIN, servers.source.now())
+    windows = cut(whole, servers.source.boundaries(IMPRESSIONS, whole, 100_000, 20))
+    sizes = [servers.source.count(IMPRESSIONS, window) for window in windows]
+    assert sum(sizes) == 900_000
+    assert 8 <= len(sizes) <= 10
+    assert all(50_000 < size < 200_000 for size in sizes)
+    assert sum(walked) <= 100_000
+
+    _fill(writer, 300_000, "2026-11-20T09:00:00Z")
+    whole = Window(ORIGIN, servers.source.now())
+    later = cut(whole, servers.source.boundaries(IMPRESSIONS, whole, 100_000, 20))
+    sizes = [servers.source.count(IMPRESSIONS, window) for window in later]
+    assert sum(sizes) == 1_200_000
+    assert all(size < 200_000 for size in sizes)
+    assert later[:7] == windows[:7]
+
+    # The first few of them are the same few.
+    assert servers.source.boundaries(IMPRESSIONS, whole, 100_000, 3) == [window.hi for window in later[:3]]
+
+
+def _fill(writer: Connection, rows: int, since: str) -> None:
+    (campaign, *_) = campaigns(writer)
+    write(
+        writer,
+        "INSERT INTO impressions (campaign_id, created_at, inserted_at) "
+        "SELECT %s, now(), %s::timestamptz + n * interval '1 ms' FROM generate_series(1, %s) AS n",
+        campaign,
+        since,
+        rows,
+    )

@@ -14,6 +14,7 @@ from worker.errors import BadInput
 from worker.windows import (
     MICROSECOND,
     ORIGIN,
+    Histogram,
     Window,
     contiguous_end,
     cut,
@@ -130,3 +131,35 @@ def test_an_event_lies_in_a_day_its_hour_touches(naive: datetime, zone: str) -> 
     days = days_of_hours([to_micros(value) // 3_600_000_000], ZoneInfo(zone))
     assert day in days
     assert len(days) <= 2
+
+
+@given(
+    seconds=st.lists(st.integers(0, 100_000), min_size=3, max_size=101).map(sorted),
+    rows_between=st.floats(0.5, 100_000),
+    lo=st.integers(-10, 100_000),
+    length=st.integers(1, 200_000),
+    rows=st.integers(1, 2_000_000),
+    limit=st.integers(1, 10),
+)
+def test_edges_of_a_histogram_lie_inside_and_hold_about_the_rows_wanted(
+    seconds: list[int], rows_between: float, lo: int, length: int, rows: int, limit: int
+) -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    bounds = tuple(begin + timedelta(seconds=second) for second in seconds)
+    within = Window(begin + timedelta(seconds=lo), begin + timedelta(seconds=lo + length))
+    edges, left = Histogram(bounds, rows_between).edges(within, rows, limit)
+    assert len(edges) <= limit
+    assert edges == sorted(set(edges))
+    assert all(within.lo < edge < within.hi for edge in edges)
+    assert set(edges) <= set(bounds[1:-1])
+    assert 0 <= left <= rows_between * len(bounds)
+    if edges and len(set(bounds)) == len(bounds):
+        steps = [bounds.index(later) - bounds.index(earlier) for earlier, later in pairwise(edges)]
+        assert all(rows / 2 <= step * rows_between <= rows for step in steps)
+
+
+def test_a_histogram_too_coarse_for_the_rows_wanted_cuts_nothing() -> None:
+    bounds = tuple(datetime(2026, 1, day, tzinfo=UTC) for day in range(1, 12))
+    within = Window(bounds[0], bounds[-1])
+    assert Histogram(bounds, 1000).edges(within, 1999, 5) == ([], 9000)
+    assert Histogram(bounds, 1000).edges(within, 2000, 3) == ([bounds[3], bounds[5], bounds[7]], 3000)

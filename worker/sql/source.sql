@@ -95,6 +95,19 @@ OFFSET %(rows)s LIMIT 1
 -- name: boundary_after
 SELECT inserted_at FROM {table} WHERE inserted_at > %(lo)s AND inserted_at < %(hi)s ORDER BY inserted_at LIMIT 1
 
+-- name: histogram
+-- Of a table that has been analysed: instants between which lie equally many rows, and how many.
+SELECT
+    ARRAY(SELECT bound FROM unnest(bounds) AS bound WHERE bound BETWEEN '1970-01-01' AND '2299-12-30' ORDER BY bound),
+    relation.reltuples / (cardinality(bounds) - 1)
+FROM pg_class AS relation
+JOIN pg_namespace AS space ON space.oid = relation.relnamespace
+JOIN pg_stats AS statistics
+    ON statistics.schemaname = space.nspname AND statistics.tablename = relation.relname
+    AND statistics.attname = 'inserted_at' AND NOT statistics.inherited
+CROSS JOIN LATERAL (SELECT statistics.histogram_bounds::text::timestamptz[] AS bounds) AS known
+WHERE relation.oid = to_regclass(quote_ident(%(table)s)) AND relation.reltuples > 0 AND cardinality(bounds) > 2
+
 -- name: count
 SELECT count(*) FROM {table} WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s
 

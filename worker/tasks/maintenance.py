@@ -30,7 +30,7 @@ def converge(**unknown: Any) -> dict[str, Any]:
             return {"skipped": "another was just here"}
         streams = list(STREAMS.values())
         planner.publish_watermarks(here.ledger, here.store, streams, here.ledger.live(streams))
-        days = rebuild_dirty(here)
+        days = rebuild_dirty(here).days
         runs = here.ledger.open_runs()
         for run in runs:
             pushed = refresh_tasks.step if run.kind == "refresh" else pipeline_tasks.step
@@ -45,7 +45,7 @@ def sweep(**unknown: Any) -> dict[str, Any]:
     here = servers()
     if not here.store.once("sweep", HEAP_SECONDS):
         return {"skipped": "another was just here"}
-    days = rebuild_dirty(here, reprice=True, everything=True)
+    days = rebuild_dirty(here, reprice=True, everything=True).days
     # After the rebuild: what has arrived by now is in the days that become final, and is no restatement of them.
     complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)
     if metrics_settled(here):

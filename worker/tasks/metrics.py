@@ -6,6 +6,7 @@ And what looks at those metrics afterwards.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +30,7 @@ def advance(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any]:
     chosen = arguments.stream_list(streams)
     here = servers()
     planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
-    return {"days": rebuild_dirty(here, reprice=any(stream.kind == "dimension" for stream in chosen))}
+    return {"days": rebuild_dirty(here, reprice=any(stream.kind == "dimension" for stream in chosen)).days}
 
 
 @app.task
@@ -49,8 +50,16 @@ def detect_anomalies(day: str | None = None, **unknown: Any) -> dict[str, Any]:
     }
 
 
-def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = False) -> int:
-    """Rebuilds days that changed and returns how many; none while another worker is at it.
+@dataclass(frozen=True, slots=True)
+class Rebuilding:
+    """Days rebuilt, and whether none was left when they were last looked for."""
+
+    days: int = 0
+    settled: bool = False
+
+
+def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = False) -> Rebuilding:
+    """Rebuilds days that changed; none while another worker is at it.
 
     `reprice` also finds days that a campaign version or the pricing model made wrong; `everything` trusts no earlier
     check that found nothing to do.
@@ -60,7 +69,7 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
         here.ledger.mark_days(metrics.outdated_days(here.sink, here.settings))
     with here.store.lease("rebuild", here.settings.lease_seconds) as held:
         if held is None:
-            return 0
+            return Rebuilding()
         rebuilt = 0
         since = ORIGIN if everything else here.store.clean_since()
         while True:
@@ -68,7 +77,7 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
             days = metrics.dirty_days(here.sink, since)
             if not days:
                 here.store.set_clean_since(asked_at - CLOCK_SLACK)
-                return rebuilt
+                return Rebuilding(rebuilt, settled=True)
             if rebuilt >= DAYS_A_CALL:
                 break
             begun = time.monotonic()
@@ -76,7 +85,7 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
             observe.note_rebuild(count, time.monotonic() - begun)
             rebuilt += count
     advance.apply_async(queue="maintenance")
-    return rebuilt
+    return Rebuilding(rebuilt)
 
 
 def settled(here: Servers) -> bool:

@@ -9,12 +9,11 @@ import structlog
 from worker import pipeline, planner
 from worker.celery import app, servers
 from worker.ledger import Run
-from worker.streams import Stream
 from worker.streams import stream as stream_of
 from worker.tasks import arguments, turns
 from worker.tasks.metrics import rebuild_dirty, settled
 from worker.tasks.sync import hand_out
-from worker.windows import ORIGIN, Window, to_micros
+from worker.windows import to_micros
 
 log = structlog.get_logger()
 
@@ -33,16 +32,9 @@ def run(
     here = servers()
     now = here.source.now()
     name = asked or pipeline.new_run_id(to_micros(now))
-    to_count: list[tuple[Stream, Window]] = []
     if here.ledger.run(name) is None:
         here.ledger.save_run(Run(name, "pipeline", tuple(s.name for s in chosen), update, until=now, started_at=now))
-        coverage = planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
-        begins = {s.name: max(ORIGIN, coverage[s.name].watermark) for s in chosen if s.kind == "events"}
-        to_count = [(s, Window(begins[s.name], now)) for s in chosen if s.name in begins and begins[s.name] < now]
     step.apply_async(kwargs={"run_id": name}, queue="realtime")
-    # For progress bars, and as long as the counting takes another worker hands out the first windows.
-    for stream, window in to_count:
-        here.store.plan_progress(name, stream, 0, here.source.count(stream, window))
     return {"run_id": name, "streams": [stream.name for stream in chosen]}
 
 
@@ -67,12 +59,10 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
         handed = sum(hand_out(here, planned, follow_up=step.si(run_id=run_id), run_id=run_id) for planned in plans)
         if handed:
             return {"run_id": run_id, "windows": handed}
-        if plans and planner.complete(plans, found.until):
-            if found.metrics_update:
-                rebuild_dirty(here, reprice=True)
-            if not found.metrics_update or settled(here):
-                here.ledger.end_run(found, "succeeded")
-                return {"run_id": run_id, "state": "succeeded"}
+        loaded = bool(plans) and planner.complete(plans, found.until)
+        if loaded and (not found.metrics_update or rebuild_dirty(here, reprice=True).settled or settled(here)):
+            here.ledger.end_run(found, "succeeded")
+            return {"run_id": run_id, "state": "succeeded"}
         hopeless = [failure for planned in plans for failure in planned.waiting if failure.count >= GIVE_UP_AFTER]
         if hopeless:
             here.ledger.end_run(found, "failed", hopeless[0].error)

@@ -18,7 +18,7 @@ from worker.tasks import arguments, turns
 from worker.tasks.metrics import rebuild_dirty, settled
 from worker.tasks.pipeline import GIVE_UP_AFTER
 from worker.tasks.sync import hand_out
-from worker.windows import ORIGIN, Window, to_micros
+from worker.windows import Window, to_micros
 
 log = structlog.get_logger()
 
@@ -36,9 +36,6 @@ def full_refresh(
     name = asked or pipeline.new_run_id(to_micros(now))
     if here.ledger.run(name) is None:
         here.ledger.save_run(Run(name, "refresh", tuple(s.name for s in chosen), update, until=now, started_at=now))
-        for stream in chosen:
-            if stream.kind == "events":
-                here.store.plan_progress(name, stream, 0, here.source.count(stream, Window(ORIGIN, now)))
     step.apply_async(kwargs={"run_id": name})
     return {"run_id": name, "streams": [stream.name for stream in chosen]}
 
@@ -128,9 +125,7 @@ def _advance(run: Run) -> str:
             now=lambda: datetime.now(UTC),
             wait=time.sleep,
         )
-    if run.metrics_update:
-        rebuild_dirty(here, reprice=True)
-        if not settled(here):
-            return "waiting"
+    if run.metrics_update and not (rebuild_dirty(here, reprice=True).settled or settled(here)):
+        return "waiting"
     here.ledger.end_run(run, "succeeded")
     return "succeeded"
