@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from statistics import median
 from urllib.parse import urlsplit
 
@@ -163,7 +163,8 @@ def load_through_celery(here: Servers, last: datetime) -> float:
     app = create_app(here.settings)
     try:
         run_id = pipeline.new_run_id(to_micros(here.source.now()))
-        begun = time.perf_counter()
+        # The servers are on this machine, so the ledger's clock is ours; asking it often would cost the run's processors.
+        called = datetime.now(UTC)
         app.send_task(
             "worker.tasks.pipeline.run", kwargs={"streams": ["impressions"], "run_id": run_id}, queue="realtime"
         )
@@ -172,8 +173,7 @@ def load_through_celery(here: Servers, last: datetime) -> float:
             found = here.ledger.run(run_id)
             return found is not None and found.state != "running"
 
-        await_that(ended, "a run ends", 120, every=0.02)
-        seconds = time.perf_counter() - begun
+        await_that(ended, "a run ends", 120, every=0.1)
     finally:
         app.close()
     run = here.ledger.run(run_id)
@@ -182,7 +182,7 @@ def load_through_celery(here: Servers, last: datetime) -> float:
     watermark = here.store.watermark(IMPRESSIONS)
     if watermark is None or watermark.at <= last:
         raise Fault(f"the run {run_id} succeeded and the watermark has not passed the last row")
-    return seconds
+    return (run.updated_at - called).total_seconds()
 
 
 def begin_anew(here: Servers) -> None:

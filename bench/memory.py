@@ -1,10 +1,11 @@
-"""The most memory a worker's child holds while it loads one window, by the number of rows in the window.
+"""The most memory a worker's child holds while it loads rows, by their number and by how many are one window.
 
-Each window is loaded by a worker started for it, with one child; what is measured is the child's own peak.
+Each case is loaded by a worker started for it, with one child; what is measured is the child's own peak.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from bench.datapath import begin_anew, sync_dimensions
@@ -14,30 +15,31 @@ from bench.rows import add_events, source_totals, target_totals
 from bench.stage import Options, Stage
 from worker.celery import Servers, create_app
 from worker.streams import EVENTS_TABLE, STREAMS, Stream
-from worker.windows import MICROSECOND, ORIGIN, Window, from_micros
+from worker.windows import MICROSECOND, ORIGIN, Window, cut, from_micros
 
 GROUP = "memory of a worker's child"
 MEBIBYTE = 2**20
 
 
-def load_in_a_child(here: Servers, stream: Stream, window: Window) -> float:
-    """Peak resident memory, in MiB, of a fresh child that loaded this window and nothing else."""
+def load_in_a_child(here: Servers, stream: Stream, windows: Sequence[Window]) -> float:
+    """Peak resident memory, in MiB, of a fresh child that loaded these windows and nothing else."""
     nodes = [Node("lone", "realtime,maintenance,backfill", 1)]
     with working(here.settings, nodes) as pids:
         app = create_app(here.settings)
         try:
-            asked = app.send_task(
-                "worker.tasks.sync.load_window",
-                kwargs={
-                    "stream": stream.name,
-                    **window.kwargs(),
-                    "target": str(here.ledger.live([stream])[stream.target]),
-                },
-                queue="backfill",
-            )
-            await_that(asked.ready, f"a window of {stream.name} is loaded", 200)
-            if not asked.successful():
-                raise Fault(f"a window of {stream.name} was not loaded: {asked.result}")
+            target = str(here.ledger.live([stream])[stream.target])
+            asked = [
+                app.send_task(
+                    "worker.tasks.sync.load_window",
+                    kwargs={"stream": stream.name, **window.kwargs(), "target": target},
+                    queue="backfill",
+                )
+                for window in windows
+            ]
+            for each in asked:
+                await_that(each.ready, f"a window of {stream.name} is loaded", 200, every=0.2)
+                if not each.successful():
+                    raise Fault(f"a window of {stream.name} was not loaded: {each.result}")
         finally:
             app.close()
         found = children(pids["lone"])
@@ -47,7 +49,7 @@ def load_in_a_child(here: Servers, stream: Stream, window: Window) -> float:
 
 
 def measure(stage: Stage, options: Options, narrow: str) -> Findings:
-    """A window of some rows, the same rows again, a window of many, and one of many rows that share one instant."""
+    """Some rows, the same again, many in windows as they are planned, many in one, and many that share one instant."""
     few = options.size(1_000_000, quick=options.rows // 2, full=1_000_000)
     many = options.size(4_000_000, quick=options.rows * 2, full=10_000_000)
     same = options.size(2_000_000, quick=options.rows, full=10_000_000)
@@ -61,10 +63,10 @@ def measure(stage: Stage, options: Options, narrow: str) -> Findings:
     peaks: dict[str, float] = {}
     troubles: dict[str, str] = {}
 
-    def load(case: str, stream: Stream, window: Window, rows: int) -> None:
+    def load(case: str, stream: Stream, windows: Sequence[Window], rows: int) -> None:
         peaks[case] = 0.0
         try:
-            peaks[case] = load_in_a_child(here, stream, window)
+            peaks[case] = load_in_a_child(here, stream, windows)
         except Fault as fault:
             troubles[case] = str(fault)
             return
@@ -73,12 +75,16 @@ def measure(stage: Stage, options: Options, narrow: str) -> Findings:
 
     try:
         sync_dimensions(here)
-        load(f"{few:,} rows", impressions, Window(ORIGIN, ends[few]), few)
+        load(f"{few:,} rows", impressions, [Window(ORIGIN, ends[few])], few)
         # Another window to the ledger, and the same rows.
-        load(f"{few:,} rows once more", impressions, Window(ORIGIN, ends[few] + MICROSECOND), few)
+        load(f"{few:,} rows once more", impressions, [Window(ORIGIN, ends[few] + MICROSECOND)], few)
         begin_anew(here)
-        load(f"{many:,} rows", impressions, Window(ORIGIN, ends[many]), many)
-        load(f"{same:,} rows of one instant", clicks, Window(ORIGIN, here.source.now()), same)
+        whole = Window(ORIGIN, ends[many])
+        edges = here.source.boundaries(impressions, whole, here.settings.window_rows, 100)
+        load(f"{many:,} rows", impressions, cut(whole, edges), many)
+        begin_anew(here)
+        load(f"{many:,} rows in one window", impressions, [whole], many)
+        load(f"{same:,} rows of one instant", clicks, [Window(ORIGIN, here.source.now())], same)
     finally:
         here.close()
         stage.drop(here.settings)
@@ -93,7 +99,7 @@ def measure(stage: Stage, options: Options, narrow: str) -> Findings:
                 "MiB",
                 () if failed else (peak,),
                 {} if failed else {f"{few:,} rows": (peak / base,)},
-                troubles.get(case, "one window, one child started for it: VmHWM"),
+                troubles.get(case, "one child started for it: VmHWM"),
                 "failed" if failed else "ok",
             )
         )

@@ -15,6 +15,7 @@ import redis
 from celery import Celery
 from psycopg2.extensions import connection as Connection
 
+from tests.agreement import assert_agreement, sync
 from tests.integration.test_pipeline import add, campaigns
 from tests.processes import until
 from worker import planner
@@ -22,6 +23,7 @@ from worker.celery import Servers, create_app
 from worker.config import Settings
 from worker.ledger import Run
 from worker.streams import STREAMS
+from worker.tasks import metrics as metrics_tasks
 from worker.tasks import pipeline as pipeline_tasks
 from worker.tasks import sync as sync_tasks
 from worker.windows import ORIGIN, Window
@@ -43,7 +45,7 @@ def transaction_open(settings: Settings) -> Iterator[None]:
 def here(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     """Servers, tasks that find them, and a broker in which messages stay."""
     app: Celery[Any] = create_app(servers.settings)
-    for module in (pipeline_tasks, sync_tasks):
+    for module in (pipeline_tasks, sync_tasks, metrics_tasks):
         monkeypatch.setattr(module, "servers", lambda: servers)
     monkeypatch.setattr(pipeline_tasks.step.__class__, "_app", app)
     yield servers
@@ -79,6 +81,27 @@ def test_a_failure_that_takes_long_does_not_rest(servers: Servers) -> None:
         fail()
     with servers.store.thinned("failing", 0.05) as ahead:
         assert ahead
+
+
+def test_of_callbacks_in_a_heap_one_does_the_work_and_a_tick_finds_the_rest(here: Servers, writer: Connection) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 10)
+    sync(here, metrics_update=False)
+    assert metrics_tasks.advance(streams=["impressions"]) == {"days": 1}
+    add(writer, "impressions", campaign, 5)
+    sync(here, metrics_update=False)
+    # As after a callback that took long.
+    with redis.Redis.from_url(here.settings.redis_url) as client:
+        client.set("retailmedia:once:advance:impressions", "1", px=60_000)
+    for _ in range(5):
+        assert metrics_tasks.advance(streams=["impressions"])["days"] == 0
+    assert not metrics_tasks.settled(here)
+    assert metrics_tasks.advance(streams=["impressions", "clicks"]) == {"days": 1}
+    add(writer, "impressions", campaign, 5)
+    sync(here, metrics_update=False)
+    sync_tasks.plan(streams=["impressions"])
+    assert metrics_tasks.settled(here)
+    assert_agreement(writer, here)
 
 
 def test_of_many_messages_to_a_waiting_run_one_looks_again(here: Servers, writer: Connection) -> None:
