@@ -161,6 +161,10 @@ def _emptied(sink: Sink, pristine: Shelved) -> bool:
     left = _tables(sink)
     if {name: created for name, (created, _) in left.items()} != {n: c for n, (c, _) in pristine.tables.items()}:
         return False
+    # After TRUNCATE a table that was mutated waits for ever for its next mutation.
+    mutations = "SELECT count() FROM system.mutations WHERE database = %(database)s"
+    if sink.query("looking for mutations", mutations, {"database": sink.database})[0][0]:
+        return False
     changed = {name for name, (_, rows) in left.items() if rows != pristine.tables[name][1]}
     if any(pristine.tables[name][1] for name in changed):
         return False

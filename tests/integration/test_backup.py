@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 from psycopg2.extensions import connection as Connection
 
@@ -19,7 +20,7 @@ SAID = "SELECT date_id, campaign_id, said_at, impressions_count, cause FROM dail
 
 def backed_up(servers: Servers) -> str:
     """Makes a backup of the whole database; returns where."""
-    place = BACKUP.format(name=servers.sink.database)
+    place = BACKUP.format(name=uuid4().hex)
     servers.sink.command("backing up", f"BACKUP DATABASE {quoted(servers.sink.database)} TO {place}")
     return place
 
