@@ -65,14 +65,6 @@ class Child:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def terminate(self) -> None:
-        """Asks it to end."""
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends it."""
-        self.send_signal(signal.SIGKILL)
-
 
 class Nursery:
     """Starts processes. Thread-safe; ends with the process that made it."""
@@ -116,12 +108,6 @@ class Nursery:
         with self._told:
             self._told.wait_for(lambda: pid in self._codes or self._lost, wait)
             return self._codes.get(pid, -signal.SIGKILL if self._lost else None)
-
-    def close(self) -> None:
-        """Ends the nursery; its children are whoever started them's to end."""
-        self._process.kill()
-        self._process.wait()
-        self._channel.close()
 
     def _listen(self) -> None:
         while True:

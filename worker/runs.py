@@ -135,16 +135,16 @@ def follow(
     while True:
         run = here.ledger.run(run_id)
         counts = here.store.progress(run_id)
-        counts |= {f"{name}:rows": rows for name, rows in dict(to_do).items()}
+        whole = dict(to_do)
         now = time.monotonic()
         if before is not None:
             after = here.ledger.totals(targets.values())
             for name, (rows, _, _) in after.items():
                 loaded = rows - before.get(name, (0, 0, None))[0]
-                if f"{name}:rows" in counts:
+                if name in whole:
                     counts[f"{name}:rows_done"] = max(counts.get(f"{name}:rows_done", 0), loaded)
         ended = run is not None and run.state == "succeeded"
-        progressed = tuple(_progressed(entry, counts, now - began, ended) for entry in seen.streams)
+        progressed = tuple(_progressed(entry, whole, counts, now - began, ended) for entry in seen.streams)
         if run is None:
             _raise_refusal(asked)
         if progressed != seen.streams or run != seen.run:
@@ -193,9 +193,11 @@ def _count(here: Servers, streams: Sequence[Stream], targets: Mapping[str, UUID]
     return found
 
 
-def _progressed(entry: StreamProgress, counts: dict[str, int], seconds: float, ended: bool) -> StreamProgress:
+def _progressed(
+    entry: StreamProgress, whole: Mapping[str, int], counts: Mapping[str, int], seconds: float, ended: bool
+) -> StreamProgress:
     name = entry.stream.name
-    rows = counts.get(f"{name}:rows", entry.rows)
+    rows = whole.get(name, entry.rows)
     rows_done = counts.get(f"{name}:rows_done", 0)
     windows = counts.get(f"{name}:windows_done", 0)
     # A window that was tried again has counted its rows twice.

@@ -539,6 +539,9 @@ class Source:
         """
         result: list[datetime] = []
         lo, wanted = within.lo, rows
+        if rows > ESTIMATED_FROM and not self._boundary(stream, within, ESTIMATED_FROM):
+            # Most ticks find no more than this, and need no statistics to leave it whole.
+            return result
         known = self._histogram(stream) if rows >= ESTIMATED_FROM else None
         if known is not None:
             result, left = known.edges(within, rows, limit)
@@ -547,16 +550,20 @@ class Source:
                 # The rows up to there need not be walked to be counted; rather a larger piece than a tiny one behind it.
                 lo, wanted = known.bounds[-1], max(rows - left, rows // 4)
         while len(result) < limit:
-            parameters = {"lo": lo, "hi": within.hi, "rows": wanted}
-            wanted = rows
-            found = self._query("cutting windows", self._on_table("boundary", stream), parameters)
-            if found and instant(found[0][0]) == lo:
-                found = self._query("cutting windows", self._on_table("boundary_after", stream), parameters)
-            if not found:
+            found = self._boundary(stream, Window(lo, within.hi), wanted)
+            if found is None:
                 break
-            lo = instant(found[0][0])
+            lo, wanted = found, rows
             result.append(lo)
         return result
+
+    def _boundary(self, stream: Stream, within: Window, rows: int) -> datetime | None:
+        """The first instant before which at least `rows` rows of the window lie, or None."""
+        parameters = {"lo": within.lo, "hi": within.hi, "rows": rows}
+        found = self._query("cutting windows", self._on_table("boundary", stream), parameters)
+        if found and instant(found[0][0]) == within.lo:
+            found = self._query("cutting windows", self._on_table("boundary_after", stream), parameters)
+        return instant(found[0][0]) if found else None
 
     def _histogram(self, stream: Stream) -> Histogram | None:
         statement = pgsql.SQL(named("source", "histogram"))

@@ -147,9 +147,9 @@ class Histogram:
         """Up to `limit` bounds that cut the window into pieces of about `rows` rows, and how many rows lie between
         the last edge (or the beginning) and the last bound.
 
-        None where pieces are no larger than two steps of the histogram: it is too coarse for them.
+        No bounds where a piece holds less than two steps of the histogram: it is too coarse for that.
         """
-        steps = int(rows / self.rows_between) if self.rows_between > 0 else 0
+        steps = int(rows / self.rows_between)
         position = bisect_right(self.bounds, within.lo)
         last = len(self.bounds) - 1
         found: list[datetime] = []

@@ -6,7 +6,7 @@ And what looks at those metrics afterwards.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,15 +33,15 @@ def advance(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any]:
     arguments.no_others("advance", "streams", unknown)
     chosen = arguments.stream_list(streams)
     here = servers()
-    with ExitStack() as held:
-        if streams is not None and all(stream.kind == "events" for stream in chosen):
-            # Of callbacks that waited in line, one says it all. What a later one would have found, a tick finds, but
-            # not what a campaign's new version made wrong.
-            name = f"advance:{','.join(stream.name for stream in chosen)}"
-            if not held.enter_context(here.store.thinned(name, HEAP_SECONDS)):
-                return {"days": 0, "skipped": "another one was here just now"}
+    reprice = any(stream.kind == "dimension" for stream in chosen)
+    name = f"advance:{','.join(stream.name for stream in chosen)}"
+    # Of callbacks that waited in line, one says it all. What a later one would have found, a tick finds, but not what a
+    # campaign's new version made wrong.
+    with nullcontext(True) if reprice else here.store.thinned(name, HEAP_SECONDS) as ahead:
+        if not ahead:
+            return {"days": 0, "skipped": "another one was here just now"}
         planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
-        return {"days": rebuild_dirty(here, reprice=any(stream.kind == "dimension" for stream in chosen)).days}
+        return {"days": rebuild_dirty(here, reprice=reprice).days}
 
 
 @app.task
@@ -97,6 +97,11 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
             rebuilt += count
     advance.apply_async(queue="maintenance")
     return Rebuilding(rebuilt)
+
+
+def settle(here: Servers) -> bool:
+    """Rebuilds days that changed or that a campaign version made wrong; whether none is left waiting."""
+    return rebuild_dirty(here, reprice=True).settled or settled(here)
 
 
 def settled(here: Servers) -> bool:

@@ -11,7 +11,7 @@ from worker.celery import app, servers
 from worker.ledger import Run
 from worker.streams import stream as stream_of
 from worker.tasks import arguments, turns
-from worker.tasks.metrics import rebuild_dirty, settled
+from worker.tasks.metrics import settle
 from worker.tasks.sync import hand_out
 from worker.windows import to_micros
 
@@ -60,7 +60,7 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
         if handed:
             return {"run_id": run_id, "windows": handed}
         loaded = bool(plans) and planner.complete(plans, found.until)
-        if loaded and (not found.metrics_update or rebuild_dirty(here, reprice=True).settled or settled(here)):
+        if loaded and (not found.metrics_update or settle(here)):
             here.ledger.end_run(found, "succeeded")
             return {"run_id": run_id, "state": "succeeded"}
         hopeless = [failure for planned in plans for failure in planned.waiting if failure.count >= GIVE_UP_AFTER]

@@ -15,7 +15,7 @@ from worker.ledger import Run
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.streams import stream as stream_of
 from worker.tasks import arguments, turns
-from worker.tasks.metrics import rebuild_dirty, settled
+from worker.tasks.metrics import settle
 from worker.tasks.pipeline import GIVE_UP_AFTER
 from worker.tasks.sync import hand_out
 from worker.windows import Window, to_micros
@@ -125,7 +125,7 @@ def _advance(run: Run) -> str:
             now=lambda: datetime.now(UTC),
             wait=time.sleep,
         )
-    if run.metrics_update and not (rebuild_dirty(here, reprice=True).settled or settled(here)):
+    if run.metrics_update and not settle(here):
         return "waiting"
     here.ledger.end_run(run, "succeeded")
     return "succeeded"
