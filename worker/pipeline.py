@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
-from worker.errors import RefusedRows, Superseded, VerificationFailed
+from worker.errors import RefusedRows, SchemaMismatch, Superseded, VerificationFailed
 from worker.ledger import Ledger, dedup_token
 from worker.rules import Marks, judge
 from worker.sink import Sink, quoted
 from worker.source import EventColumns, Source, utc
 from worker.sql import named
-from worker.streams import Stream
+from worker.streams import EVENTS_TABLE, Stream
 from worker.windows import MICROSECOND, ORIGIN, Window, days_of_hours, format_instant, from_micros
 
 log = structlog.get_logger()
@@ -157,7 +157,9 @@ def hours_of(created_at: NDArray[np.int64]) -> set[int]:
     first, last = int(hours.min()), int(hours.max())
     if last - first < 1_000_000:
         return {first + int(hour) for hour in np.flatnonzero(np.bincount(hours - first))}
-    return {int(hour) for hour in np.unique(hours)}
+    # Not numpy's unique: its first call in each process of a pool imports masked arrays, which takes longer than it does.
+    hours = np.sort(hours)
+    return {first, *(int(hour) for hour in hours[1:][np.diff(hours) > 0])}
 
 
 def load_window(
@@ -178,19 +180,25 @@ def load_window(
 
     A window that is committed already is left alone, unless `again` names the occasion on which it is read once more.
     Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help, and `Superseded` where
-    a swap gave the name to another table; the window is then as if nothing had happened.
+    a swap gave the name to another table, or a newer refresh dropped it; the window is then as if nothing had happened.
     """
+    if table != EVENTS_TABLE:
+        # Of a refresh that was overtaken hundreds of windows may still wait in line.
+        _require_target(sink, stream, window, table, uuid)
     with source.snapshot() as snapshot:
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
         commits, begun = ledger.committed(stream, uuid, window, generation)
         if not again and _covered(window, commits):
             return Loaded(0, 0, 0, 0, already=True)
         reading = _Reading(settings, stream, window, table, uuid, snapshot.version(generation), run_id, again)
-        tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
+        try:
+            tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
+        except SchemaMismatch:
+            _require_target(sink, stream, window, table, uuid)
+            raise
     # Rows went to whatever carried the name; a commit says that this very table has them. A swap meanwhile parts the
     # two, and the rows would be gone with the table that was replaced. One after this line does no harm.
-    if sink.uuid(table) != uuid:
-        raise Superseded(f"{table} was replaced while {stream.name} {window} was loaded; nothing was committed.")
+    _require_target(sink, stream, window, table, uuid)
     _verify(sink, reading, tally)
     days = days_of_hours(tally.hours, settings.zone) | tally.left
     marked: set[date] = set()
@@ -213,6 +221,19 @@ def load_window(
         extracted=tally.extracted,
     )
     return Loaded(tally.extracted, tally.loaded, tally.quarantined, len(days), sent=tally.sent)
+
+
+def _require_target(sink: Sink, stream: Stream, window: Window, table: str, uuid: UUID) -> None:
+    """Raises `Superseded` where the name belongs to another table, or to none any more, as a dropped shadow's."""
+    try:
+        found = sink.uuid(table)
+    except SchemaMismatch:
+        if table == EVENTS_TABLE:
+            raise
+    else:
+        if found == uuid:
+            return
+    raise Superseded(f"{table} was replaced before {stream.name} {window} was loaded; nothing was committed.")
 
 
 def _covered(window: Window, commits: list[Window]) -> bool:

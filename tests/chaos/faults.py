@@ -182,7 +182,7 @@ _register_kills()
     "worker",
     lambda rng: {
         "step": rng.choice((*WINDOW_STEPS[1:], *REBUILD_STEPS, "unswapped")),
-        "seconds": round(rng.uniform(5.5, 8), 1),
+        "seconds": round(rng.uniform(3.5, 5.5), 1),
     },
     2.0,
 )
@@ -213,7 +213,7 @@ def _window_rows(scene: Scene, note: dict[str, Any], statement: str) -> int:
         return cursor.rowcount
 
 
-@fault("overtaken zombie", "worker", lambda rng: {"seconds": round(rng.uniform(6, 7.5), 1)})
+@fault("overtaken zombie", "worker", lambda rng: {"seconds": round(rng.uniform(3.7, 5.2), 1)})
 def overtaken(scene: Scene, seconds: float) -> Iterator[None]:
     """A child stops between reading rows and inserting them; they change and are loaded by others; then it inserts."""
     name = scene.stage.arm("copying", "stop", only={"table": EVENTS_TABLE})
@@ -709,7 +709,7 @@ def _says(scene: Scene, what: str, began: float, patience: float = 15) -> None:
     "transaction held open",
     "postgres",
     lambda rng: {
-        "seconds": round(rng.uniform(5.5, 8) if rng.random() < 0.85 else rng.uniform(10, 20), 1),
+        "seconds": round(rng.uniform(3.5, 6) if rng.random() < 0.85 else rng.uniform(10, 20), 1),
         "writes_first": rng.random() < 0.3,
     },
 )

@@ -30,7 +30,7 @@ SHORT_RUN, SHORT_CHAPTER = 100, 14
 REST_EVERY = 25
 """Faults between two full comparisons."""
 
-PAIRED = 0.6
+PAIRED = 0.85
 """How often a fault comes with another one."""
 
 DUPLICATES = 8

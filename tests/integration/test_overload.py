@@ -25,6 +25,7 @@ from worker.ledger import Run
 from worker.streams import STREAMS
 from worker.tasks import metrics as metrics_tasks
 from worker.tasks import pipeline as pipeline_tasks
+from worker.tasks import refresh as refresh_tasks
 from worker.tasks import sync as sync_tasks
 from worker.windows import ORIGIN, Window
 
@@ -45,9 +46,10 @@ def transaction_open(settings: Settings) -> Iterator[None]:
 def here(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     """Servers, tasks that find them, and a broker in which messages stay."""
     app: Celery[Any] = create_app(servers.settings)
-    for module in (pipeline_tasks, sync_tasks, metrics_tasks):
+    for module in (pipeline_tasks, refresh_tasks, sync_tasks, metrics_tasks):
         monkeypatch.setattr(module, "servers", lambda: servers)
     monkeypatch.setattr(pipeline_tasks.step.__class__, "_app", app)
+    monkeypatch.setattr(refresh_tasks.step.__class__, "_app", app)
     yield servers
     app.close()
 
@@ -115,6 +117,44 @@ def test_of_many_messages_to_a_waiting_run_one_looks_again(here: Servers, writer
         for _ in range(8):
             assert pipeline_tasks.step(run_id="20261125-000000-abcdef")["state"] == "waiting"
         assert waiting(here, "realtime") == 1
+
+
+def test_of_the_callbacks_of_a_refresh_in_a_heap_one_takes_it_further_and_one_looks_again(here: Servers) -> None:
+    now, name = here.source.now(), "20261125-000000-fedcba"
+    here.ledger.save_run(Run(name, "refresh", ("impressions",), True, until=now, started_at=now))
+    # As after one that took long.
+    with redis.Redis.from_url(here.settings.redis_url) as client:
+        client.set(f"retailmedia:once:step:{name}", "1", px=60_000)
+    for _ in range(8):
+        assert refresh_tasks.step(run_id=name)["state"] == "another message was at it just now"
+    assert waiting(here, "backfill") == 1
+    assert _target(here, name) is None
+    with redis.Redis.from_url(here.settings.redis_url) as client:
+        client.delete(f"retailmedia:once:step:{name}")
+    assert refresh_tasks.step(run_id=name)["state"] != "another message was at it just now"
+    assert _target(here, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "queue"), [("pipeline", pipeline_tasks, "realtime"), ("refresh", refresh_tasks, "backfill")]
+)
+def test_a_run_whose_worker_may_be_dead_is_looked_at_again(here: Servers, kind: Any, module: Any, queue: str) -> None:
+    """The message that comes back when a child dies finds its lease held, and no other may come for a while."""
+    now, name = here.source.now(), "20261125-000000-fedcba"
+    here.ledger.save_run(Run(name, kind, ("impressions",), True, until=now, started_at=now))
+    with here.store.lease(f"run:{name}", 60) as held:
+        assert held is not None
+        assert module.step(run_id=name)["state"] == "another worker is at it"
+        with redis.Redis.from_url(here.settings.redis_url) as client:
+            client.delete(f"retailmedia:once:step:{name}")
+        assert module.step(run_id=name)["state"] == "another worker is at it"
+        assert waiting(here, queue) == 1
+
+
+def _target(here: Servers, run_id: str) -> UUID | None:
+    found = here.ledger.run(run_id)
+    assert found is not None
+    return found.target_uuid
 
 
 def test_a_message_that_comes_late_gives_way_to_the_one_that_took_its_place(here: Servers, writer: Connection) -> None:

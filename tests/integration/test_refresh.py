@@ -17,7 +17,7 @@ from worker.errors import Superseded
 from worker.ledger import Run
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS, Stream
 from worker.tasks.sync import load
-from worker.windows import Window
+from worker.windows import ORIGIN, Window
 
 
 def started(servers: Servers, run_id: str, streams: list[Stream] | None = None) -> Run:
@@ -225,6 +225,51 @@ def test_a_window_loaded_for_a_table_that_was_replaced_is_no_failure(servers: Se
     assert "replaced" in load(servers, impressions, window, replaced, EVENTS_TABLE, "")["skipped"]
     assert servers.ledger.failures(impressions, replaced, window.lo) == []
     sync(servers)
+    assert_agreement(writer, servers)
+
+
+def test_windows_of_a_refresh_that_was_overtaken_read_nothing(
+    servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of them may wait in line, before everything the newer one hands out."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 10)
+    old = started(servers, "overtaken")
+    assert old.target_uuid is not None
+    complete_refresh(servers, "overtakes")
+    window = Window(ORIGIN, servers.source.now())
+
+    def read(*_: Any, **__: Any) -> Any:
+        raise AssertionError("read for a table that is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(servers.source, "read_events", read)
+        name = refresh.shadow_name(old.run_id)
+        done = load(servers, STREAMS["impressions"], window, old.target_uuid, name, old.run_id)
+    assert "replaced" in done["skipped"]
+    assert servers.ledger.failures(STREAMS["impressions"], old.target_uuid, window.lo) == []
+    assert_agreement(writer, servers)
+
+
+def test_a_shadow_that_is_dropped_while_a_window_is_read_for_it_is_no_failure(
+    servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 10)
+    old = started(servers, "dropped")
+    assert old.target_uuid is not None
+    window, name = Window(ORIGIN, servers.source.now()), refresh.shadow_name(old.run_id)
+    read_events = servers.source.read_events
+
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        complete_refresh(servers, "drops")
+        return read_events(*arguments, **options)
+
+    monkeypatch.setattr(servers.source, "read_events", overtaken)
+    done = load(servers, STREAMS["impressions"], window, old.target_uuid, name, old.run_id)
+    assert "replaced" in done["skipped"]
+    assert servers.ledger.failures(STREAMS["impressions"], old.target_uuid, window.lo) == []
     assert_agreement(writer, servers)
 
 

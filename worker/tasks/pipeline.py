@@ -52,6 +52,7 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
     streams = [stream_of(name) for name in found.streams]
     with here.store.lease(f"run:{run_id}", 10) as held:
         if held is None:
+            turns.look_again(here, step, run_id, countdown=turns.HELD_SECONDS, queue="realtime")
             return {"run_id": run_id, "state": "another worker is at it"}
         plans = []
         if not here.store.gate_closed():

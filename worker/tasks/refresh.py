@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from worker import pipeline, planner, refresh
-from worker.celery import app, servers
+from worker.celery import Servers, app, servers
 from worker.errors import Superseded
 from worker.ledger import Run
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
@@ -21,6 +21,9 @@ from worker.tasks.sync import hand_out
 from worker.windows import Window, to_micros
 
 log = structlog.get_logger()
+
+HEAP_SECONDS = 0.1
+"""Steps of one run that follow each other closer than this are one."""
 
 
 @app.task
@@ -48,11 +51,21 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
     here = servers()
     if turns.overtaken(here, asked, mine):
         return {"run_id": run_id, "state": "another message is at it"}
+    # Each chord of windows sends one. Of those that waited in line one says it all, and one more looks again after it.
+    with here.store.thinned(f"step:{asked}", HEAP_SECONDS) as ahead:
+        if not ahead:
+            turns.look_again(here, step, run_id)
+            return {"run_id": run_id, "state": "another message was at it just now"}
+        return _step(here, run_id, asked)
+
+
+def _step(here: Servers, run_id: str, asked: str) -> dict[str, Any]:
     found = here.ledger.run(asked)
     if found is None or found.state != "running":
         return {"run_id": run_id, "state": found.state if found else "unknown"}
     with here.store.lease(f"run:{run_id}", here.settings.lease_seconds) as held:
         if held is None:
+            turns.look_again(here, step, run_id, countdown=turns.HELD_SECONDS)
             return {"run_id": run_id, "state": "another worker is at it"}
         try:
             state = _advance(found)
@@ -78,11 +91,12 @@ def _advance(run: Run) -> str:
     uuid = run.target_uuid
     follow_up = step.si(run_id=run.run_id)
     swapped = uuid is not None and here.ledger.live(events)[EVENTS_TABLE] == uuid
+    if uuid is not None and not swapped:
+        refresh.require_shadow(here.sink, here.ledger, run)
 
     plans = planner.plan(here.source, here.ledger, here.store, here.settings, dimensions, until=run.until)
     handed = sum(hand_out(here, p, follow_up=follow_up, run_id=run.run_id, queue="backfill") for p in plans)
     if uuid is not None and not swapped:
-        refresh.require_shadow(here.sink, here.ledger, run)
         name = refresh.shadow_name(run.run_id)
         shadowed = planner.plan(
             here.source, here.ledger, here.store, here.settings, events, targets={EVENTS_TABLE: uuid}

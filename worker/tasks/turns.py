@@ -13,6 +13,9 @@ from worker.celery import Servers
 POLL_SECONDS = 0.25
 """How often a run looks again while it waits: for the horizon, or for windows others are loading."""
 
+HELD_SECONDS = 1.0
+"""How often it looks while another worker is at it, who may be dead: then the lease runs out, and somebody goes on."""
+
 TURN_SECONDS = 10.0
 """A message that was to look again and has not come for so long counts as lost; whatever comes next takes its place."""
 
@@ -22,8 +25,8 @@ def overtaken(here: Servers, run_id: str, turn: str | None) -> bool:
     return turn is not None and not here.store.end_turn(f"step:{run_id}", turn)
 
 
-def look_again(here: Servers, step: Any, run_id: str, **options: Any) -> None:
-    """Sends the message that looks again, unless one is on its way."""
+def look_again(here: Servers, step: Any, run_id: str, *, countdown: float = POLL_SECONDS, **options: Any) -> None:
+    """Sends the message that looks again after so many seconds, unless one is on its way."""
     turn = here.store.take_turn(f"step:{run_id}", TURN_SECONDS)
     if turn is not None:
-        step.apply_async(kwargs={"run_id": run_id, "turn": turn}, countdown=POLL_SECONDS, **options)
+        step.apply_async(kwargs={"run_id": run_id, "turn": turn}, countdown=countdown, **options)
