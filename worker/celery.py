@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from kombu import Exchange, Queue
 from beat_schedule import PROFILES
 from worker import broker, logs, observe
 from worker.config import Settings, load
-from worker.errors import Unreachable
+from worker.errors import BadInput, Unreachable
 from worker.ledger import Ledger
 from worker.sink import Sink
 from worker.source import Source
@@ -251,7 +252,14 @@ def create_app(settings: Settings) -> Celery[Any]:
     return made
 
 
-app = create_app(load())
+try:
+    app = create_app(load())
+except BadInput as error:
+    if "celery" not in Path(sys.argv[0]).parts[-2:]:
+        raise
+    # Celery's command line shows the traceback of whatever keeps it from importing an app, except for this.
+    print(f"Error: {error}", file=sys.stderr)
+    raise SystemExit(BadInput.exit_code) from None
 
 
 signals.worker_process_init.connect(_forget_servers, weak=False)

@@ -155,7 +155,8 @@ def finish(
     name = shadow_name(run.run_id)
     live = ledger.live(EVENT_STREAMS)
     if live[EVENTS_TABLE] == run.target_uuid:
-        # Swapped by an earlier attempt that did not live to say so.
+        # Swapped by an earlier attempt that did not live to say so, nor to open the gate.
+        store.open_gate()
         return _finished(sink, ledger, settings, run, name)
     require_shadow(sink, ledger, run)
     try:

@@ -45,6 +45,14 @@ end
 return 0
 """
 
+# Redis's clock, in ms: no decision depends on a worker's.
+_NOW = """
+local function now_ms()
+    local t = redis.call('TIME')
+    return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+"""
+
 # Windows that were handed out and wait in a queue: members are `<key of those in flight>|<window>`, scores the order in
 # which they were handed out. While somebody works on the queue they are waiting, not lost, however long that takes:
 # without this they would be given up, handed out once more and wait behind themselves, the more the slower servers are.
@@ -55,16 +63,13 @@ local function keep_waiting(waiting, until_ms)
         redis.call('ZADD', flight, 'XX', until_ms, window)
     end
 end
-local function now_ms()
-    local t = redis.call('TIME')
-    return t[1] * 1000 + math.floor(t[2] / 1000)
-end
 """
 
 # A queue is first in, first out: once a window is begun, none that was handed out before it waits any more. What is not
 # at work by then was lost with its message, and is given up when its time is over.
 _BEGIN = (
-    _KEEP_WAITING
+    _NOW
+    + _KEEP_WAITING
     + """
 local until_ms = now_ms() + ARGV[2]
 redis.call('ZADD', KEYS[1], until_ms, ARGV[1])
@@ -77,7 +82,8 @@ keep_waiting(KEYS[2], until_ms)
 
 # A window's lease also keeps the window in flight, and those that wait behind it.
 _EXTEND = (
-    _KEEP_WAITING
+    _NOW
+    + _KEEP_WAITING
     + """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
@@ -104,16 +110,18 @@ return 1
 """
 
 # Members are windows, scores the time in ms at which they are given up. Returns those still in flight.
-_IN_FLIGHT = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+_IN_FLIGHT = (
+    _NOW
+    + """
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms())
 return redis.call('ZRANGE', KEYS[1], 0, -1)
 """
+)
 
-_TAKE_OFF = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+_TAKE_OFF = (
+    _NOW
+    + """
+local now = now_ms()
 for i = 2, #ARGV do
     redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
     redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), KEYS[1] .. '|' .. ARGV[i])
@@ -122,6 +130,7 @@ redis.call('PEXPIRE', KEYS[1], 86400000)
 redis.call('PEXPIRE', KEYS[2], 86400000)
 return #ARGV - 1
 """
+)
 
 
 @dataclass(frozen=True, slots=True)

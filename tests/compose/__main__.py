@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ STANDIN_PACKAGES = (
     "tzdata", "tzlocal",
 )  # fmt: skip
 STARTED = ("postgres", "clickhouse", "clickhouse-client", "redis", "migrate", "worker", "beat", "flower", "metrics")
+
+ROTATED = ("POSTGRES_SYNC_PASSWORD", "CLICKHOUSE_SYNC_PASSWORD", "REDIS_PASSWORD")
 
 # Sides are compared by count and by sums that any lost, doubled or altered row would change.
 POSTGRES_SUMS = """
@@ -97,15 +100,26 @@ class Stage:
             "WINDOW_ROWS": "2000",
             **{f"{name}_PORT": "0" for name in ports},
         }
-        with self.secrets.open("a") as file:
-            file.writelines(f"{name}={value}\n" for name, value in more.items())
         self.values = dict(
             line.split("=", 1) for line in self.secrets.read_text().splitlines() if "=" in line and line[0] != "#"
         )
+        self.set(more)
         files = ["docker-compose.yml", "tests/compose/docker-compose.standins.yml"]
         self.compose = [*compose, "--project-name", f"retailmediatest{os.getpid()}", "--env-file", str(self.secrets)]
         for name in files:
             self.compose += ["--file", name]
+
+    def set(self, values: dict[str, str]) -> None:
+        """Changes what .env says."""
+        self.values.update(values)
+        self.secrets.write_text("".join(f"{name}={value}\n" for name, value in self.values.items()))
+
+    def up(self) -> None:
+        """Starts three workers and everything they need, or makes anew what is not as .env says; waits until healthy."""
+        self.redis = ""
+        self("up", "--detach", "--scale", "worker=3", *STARTED, timeout=900)
+        for service in ("worker", "beat", "flower", "metrics", "clickhouse-client"):
+            until(f"{service} is healthy", lambda service=service: self.healthy(service), 300)  # type: ignore[misc]
 
     def __call__(self, *arguments: str, **options: Any) -> str:
         """Output of a compose command."""
@@ -206,9 +220,7 @@ def say(told: str) -> None:
 def exercise(stage: Stage) -> None:
     """Everything that is tried, in order."""
     began = time.monotonic()
-    stage("up", "--detach", "--scale", "worker=3", *STARTED, timeout=900)
-    for service in ("worker", "beat", "flower", "metrics", "clickhouse-client"):
-        until(f"{service} is healthy", lambda service=service: stage.healthy(service), 300)  # type: ignore[misc]
+    stage.up()
     workers = stage.containers("worker")
     if len(workers) != 3:
         raise Failed(f"{len(workers)} workers instead of 3")
@@ -288,6 +300,19 @@ def exercise(stage: Stage) -> None:
     if (refused, allowed) != (401, 200):
         raise Failed(f"Flower answered {refused} without and {allowed} with the password")
     say("Flower refuses whoever has no password")
+
+    began = time.monotonic()
+    old = {name: stage.values[name] for name in ROTATED}
+    stage.set({name: secrets.token_hex(24) for name in ROTATED})
+    stage.source(f"ALTER ROLE retailmedia_sync PASSWORD '{stage.values['POSTGRES_SYNC_PASSWORD']}'")
+    stage.up()
+    for service in ("worker", "beat", "flower", "metrics"):
+        for container in stage.containers(service):
+            if any(value in stage.inspect(container, "{{json .Config.Env}}") for value in old.values()):
+                raise Failed(f"a container of {service} was left with an old password")
+    seed(3)
+    until("both sides agree with other passwords", stage.agree, 240)
+    say(f"passwords of three servers rotated and both sides agree after {time.monotonic() - began:.0f} s")
 
 
 def refuses_example_passwords(client: str) -> None:

@@ -302,6 +302,20 @@ def test_an_unusable_setting_is_one_sentence(schemas: Settings) -> None:
     assert "REPORTING_TIMEZONE" in told(command(schemas, "status", REPORTING_TIMEZONE="Paris"), 2)
 
 
+def test_celery_itself_says_an_unusable_setting_in_one_sentence(schemas: Settings) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "worker", "worker"],
+        cwd=ROOT,
+        env=environment(schemas, WINDOW_ROWS="many"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Unusable setting: WINDOW_ROWS: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_doctor_finds_everything_well(at_work: Settings) -> None:
     done = command(at_work, "doctor")
     assert done.returncode == 0, done.stdout

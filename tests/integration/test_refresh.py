@@ -186,6 +186,23 @@ def test_a_refresh_that_dies_while_swapping_is_carried_on(
     assert_agreement(writer, servers)
 
 
+def test_planners_do_not_hold_still_for_a_refresh_that_swapped_and_was_killed(
+    servers: Servers, writer: Connection
+) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    run = started(servers, "killed")
+    fill(servers, run)
+    assert run.target_uuid is not None
+    servers.store.close_gate(refresh.GATE_SECONDS)
+    refresh.swap(servers.sink, refresh.shadow_name(run.run_id), run.target_uuid)
+    finish(servers, run)
+    assert not servers.store.gate_closed()
+    rebuild(servers)
+    assert_agreement(writer, servers)
+
+
 def test_a_window_that_lands_under_a_name_swapped_away_is_not_committed(servers: Servers, writer: Connection) -> None:
     """It would be committed for the table that is live now, and its rows be in the one that is about to be dropped."""
     (campaign, *_) = campaigns(writer)
