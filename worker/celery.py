@@ -28,6 +28,9 @@ from worker.watermarks import WatermarkStore, sentinel_options
 log = structlog.get_logger()
 
 QUEUES = ("realtime", "backfill", "maintenance")
+MESSAGE_LIMIT, HEARTBEAT_FILE = "retailmedia_message_limit_bytes", "retailmedia_heartbeat_file"
+"""Settings of ours that Celery carries to where it calls us: reading them anew costs milliseconds each time."""
+
 NO_BROKER = "redis://127.0.0.1:6379/0"
 """Where Celery looks while no broker is named; it then says itself that nothing answers there."""
 
@@ -116,6 +119,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "beat_schedule": PROFILES[settings.schedule_profile],
         "beat_schedule_filename": str(settings.retailmedia_home / "beat" / "schedule"),
         "beat_max_loop_interval": 1,
+        MESSAGE_LIMIT: settings.message_limit_bytes,
+        HEARTBEAT_FILE: str(settings.heartbeat_file or ""),
         "imports": [
             f"worker.tasks.{name}"
             for name in (
@@ -190,7 +195,7 @@ def guarded_strategy(task: Any, app: Celery[Any], consumer: Any, **options: Any)
     from celery.worker.strategy import default
 
     handle: Callable[..., Any] = default(task, app, consumer, **options)
-    limit, celery_log = load().message_limit_bytes, get_logger(__name__)
+    limit, celery_log = app.conf[MESSAGE_LIMIT], get_logger(__name__)
 
     def received(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
         reason = "content type" if message.content_type != "application/json" else ""
@@ -274,16 +279,16 @@ def _touch(path: Path) -> None:
 @signals.heartbeat_sent.connect(weak=False)
 def _worker_lives(**_: Any) -> None:
     # Sent by the main process every two seconds, and only while the broker takes it.
-    path = load().heartbeat_file
-    if path is not None:
-        _touch(path)
+    path = app.conf[HEARTBEAT_FILE]
+    if path:
+        _touch(Path(path))
 
 
 @signals.beat_init.connect(weak=False)
 def _beat_lives(**_: Any) -> None:
-    path = load().heartbeat_file
-    if path is not None:
-        signals.after_task_publish.connect(lambda **_: _touch(path), weak=False)
+    path = app.conf[HEARTBEAT_FILE]
+    if path:
+        signals.after_task_publish.connect(lambda **_: _touch(Path(path)), weak=False)
 
 
 @signals.beat_init.connect(weak=False)

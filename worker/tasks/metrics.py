@@ -1,4 +1,4 @@
-"""The callback that follows windows, also called by every tick: watermarks, then the metrics of days that changed.
+"""The callback that follows windows: the metrics of days that changed, then watermarks, which ticks publish as well.
 
 And what looks at those metrics afterwards.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from worker import anomalies, metrics, observe, planner, standing
 from worker.celery import Servers, app, servers
 from worker.streams import EVENT_STREAMS
-from worker.tasks import arguments
+from worker.tasks import arguments, turns
 from worker.windows import ORIGIN
 
 DAYS_A_CALL = 93
@@ -29,7 +29,7 @@ CLOCK_SLACK = timedelta(seconds=60)
 
 @app.task
 def advance(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any]:
-    """Recomputes watermarks from the ledger and rebuilds the metrics of days that changed. Idempotent."""
+    """Rebuilds the metrics of days that changed and recomputes watermarks from the ledger. Idempotent."""
     arguments.no_others("advance", "streams", unknown)
     chosen = arguments.stream_list(streams)
     here = servers()
@@ -40,8 +40,10 @@ def advance(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any]:
     with nullcontext(True) if reprice else here.store.thinned(name, HEAP_SECONDS) as ahead:
         if not ahead:
             return {"days": 0, "skipped": "another one was here just now"}
+        # In this order: readers wait for the metrics, and the next tick publishes what this one did not come to.
+        rebuilt = rebuild_dirty(here, reprice=reprice)
         planner.publish_watermarks(here.ledger, here.store, chosen, here.ledger.live(chosen))
-        return {"days": rebuild_dirty(here, reprice=reprice).days}
+        return {"days": rebuilt.days}
 
 
 @app.task
@@ -78,7 +80,7 @@ def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = Fa
     if reprice:
         # Before the lease: where another worker holds it, the marks tell whoever waits that these days are not settled.
         here.ledger.mark_days(metrics.outdated_days(here.sink, here.settings))
-    with here.store.lease("rebuild", here.settings.lease_seconds) as held:
+    with here.store.lease("rebuild", turns.LEASE_SECONDS) as held:
         if held is None:
             return Rebuilding()
         rebuilt = 0

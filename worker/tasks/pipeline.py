@@ -50,7 +50,7 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
     if found is None or found.state != "running":
         return {"run_id": run_id, "state": found.state if found else "unknown"}
     streams = [stream_of(name) for name in found.streams]
-    with here.store.lease(f"run:{run_id}", 10) as held:
+    with here.store.lease(f"run:{run_id}", turns.LEASE_SECONDS) as held:
         if held is None:
             turns.look_again(here, step, run_id, countdown=turns.HELD_SECONDS, queue="realtime")
             return {"run_id": run_id, "state": "another worker is at it"}

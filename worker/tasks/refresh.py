@@ -63,7 +63,7 @@ def _step(here: Servers, run_id: str, asked: str) -> dict[str, Any]:
     found = here.ledger.run(asked)
     if found is None or found.state != "running":
         return {"run_id": run_id, "state": found.state if found else "unknown"}
-    with here.store.lease(f"run:{run_id}", here.settings.lease_seconds) as held:
+    with here.store.lease(f"run:{run_id}", turns.LEASE_SECONDS) as held:
         if held is None:
             turns.look_again(here, step, run_id, countdown=turns.HELD_SECONDS)
             return {"run_id": run_id, "state": "another worker is at it"}

@@ -15,7 +15,7 @@ from worker.celery import Servers, app, servers
 from worker.errors import RetailMediaError, Superseded
 from worker.planner import Plan
 from worker.streams import EVENTS_TABLE, Stream
-from worker.tasks import arguments
+from worker.tasks import arguments, turns
 from worker.tasks.metrics import advance, rebuild_dirty, settled
 from worker.watermarks import WatermarkStore
 from worker.windows import Window
@@ -42,7 +42,7 @@ def plan(streams: list[str] | None = None, **unknown: Any) -> None:
         if not ahead or here.store.gate_closed():
             return
         # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
-        with here.store.lease(name, 10) as held:
+        with here.store.lease(name, turns.LEASE_SECONDS) as held:
             if held is None:
                 return
             plans = planner.plan(here.source, here.ledger, here.store, here.settings, chosen)

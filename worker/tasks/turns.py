@@ -1,4 +1,4 @@
-"""A run that waits looks again by itself: by one message at a time, however many others reach it meanwhile.
+"""Who is at it: short leases for work that is quick to do again, and one message at a time for a run that waits.
 
 Callbacks, pushes and people send a waiting run messages, too. If each of them went on looking, their number would grow
 for as long as the run waits, and every look would take longer than the one before.
@@ -9,6 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from worker.celery import Servers
+
+LEASE_SECONDS = 4.0
+"""How long the lease of a tick, a run's step or a rebuild outlives its worker; it is renewed while they are at it. Two
+at once would do the work twice, and no harm."""
 
 POLL_SECONDS = 0.25
 """How often a run looks again while it waits: for the horizon, or for windows others are loading."""
