@@ -22,7 +22,7 @@ from tests.chaos.stage import Stage, Violation, open_stage
 from tests.chaos.writers import Writers
 
 CHAPTER = 84
-"""Faults on one stage, at most: twelve chapters of a thousand, which three lanes share evenly. Each costs over a minute."""
+"""Faults on one stage, at most: twelve chapters of a thousand, which two or three lanes share evenly. Each costs over a minute."""
 
 SHORT_RUN, SHORT_CHAPTER = 100, 14
 """A run of no more faults than this is cut finer, so that its chapters fill all lanes."""

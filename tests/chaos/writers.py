@@ -66,7 +66,7 @@ def table(rng: random.Random) -> str:
 class Writers:
     """The writers' threads. `pause` returns when none of them has a transaction open, prepared ones included."""
 
-    def __init__(self, stage: Stage, seed: int, *, tricklers: int = 4, pace: float = 1.5) -> None:
+    def __init__(self, stage: Stage, seed: int, *, tricklers: int = 4, pace: float = 2.0) -> None:
         self._stage = stage
         self._pace = pace
         self._open = threading.Event()
