@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import redis
 
 from bench.datapath import narrow_source, sync_dimensions
-from bench.fleet import Fault
+from bench.fleet import Fault, await_that
 from bench.measures import Findings, Goal, Line, paired
 from bench.rows import source_totals, target_totals
 from bench.stage import Options, Stage
@@ -20,6 +21,7 @@ from worker import metrics, pipeline, planner
 from worker.celery import Servers
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE
 from worker.tasks import sync
+from worker.tasks.metrics import settled
 
 GROUP = "idle tick"
 SMALL = 10_000
@@ -46,6 +48,11 @@ def sync_events(here: Servers) -> None:
         if planner.complete(plans, until):
             break
     metrics.rebuild(here.sink, here.settings, metrics.dirty_days(here.sink))
+
+
+def at_rest(here: Servers) -> bool:
+    """Whether what was loaded is no news any more: it is remembered that no day waits, and none was marked since."""
+    return settled(here) and not metrics.marks_since(here.sink, here.store.clean_since())[0]
 
 
 def tick(here: Servers) -> float:
@@ -103,6 +110,8 @@ def measure(stage: Stage, options: Options, narrow: str) -> Findings:
     try:
         for here in stands.values():
             sync_events(here)
+        for here in stands.values():
+            await_that(partial(at_rest, here), "the last marks are old", 150, every=1.0)
         for number in range(-5, options.size(60, quick=20, full=200)):
             for rows, here in stands.items():
                 seconds = tick(here)

@@ -47,6 +47,12 @@ def dirty_days(sink: Sink, since: datetime = ORIGIN) -> list[date]:
     return [day for (day,) in sink.named("metrics", "dirty_days", {"since": since})]
 
 
+def marks_since(sink: Sink, since: datetime) -> tuple[int, datetime]:
+    """How many marks there are from then on, without asking whether their days were rebuilt; and ClickHouse's clock."""
+    count, now = sink.named("metrics", "marks_since", {"since": since})[0]
+    return int(count), instant(now)
+
+
 def outdated_days(sink: Sink, settings: Settings) -> list[date]:
     """Days nobody marked that another pricing model or a campaign version that came later made wrong."""
     parameters = {"pricing_model": settings.pricing_model, "zone": settings.reporting_timezone}

@@ -18,7 +18,7 @@ from psycopg2.extensions import connection as Connection
 from tests.agreement import assert_agreement, sync
 from tests.integration.test_pipeline import add, campaigns
 from tests.processes import until
-from worker import planner
+from worker import metrics, planner
 from worker.celery import Servers, create_app
 from worker.config import Settings
 from worker.ledger import Run
@@ -103,6 +103,35 @@ def test_of_callbacks_in_a_heap_one_does_the_work_and_a_tick_finds_the_rest(here
     sync(here, metrics_update=False)
     sync_tasks.plan(streams=["impressions"])
     assert metrics_tasks.settled(here)
+    assert_agreement(writer, here)
+
+
+def test_while_no_day_is_marked_nobody_asks_which_days_wait(
+    here: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 10)
+    sync(here)
+    # Marked within the last minute: it is looked at, once found in order no more than that.
+    assert metrics_tasks.settled(here)
+    here.store.set_clean_since(here.ledger.now())
+
+    def ask(*_: Any) -> Any:
+        raise AssertionError("asked for days although none was marked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "dirty_days", ask)
+        assert metrics_tasks.settled(here)
+    add(writer, "impressions", campaign, 5)
+    sync(here, metrics_update=False)
+    assert not metrics_tasks.settled(here)
+    # Redis forgot, or nothing was rebuilt for an hour: the next that finds everything in order remembers it.
+    metrics_tasks.rebuild_dirty(here)
+    with redis.Redis.from_url(here.settings.redis_url) as client:
+        client.delete("retailmedia:clean_since")
+    assert here.store.clean_since() == ORIGIN
+    assert metrics_tasks.settled(here)
+    assert here.store.clean_since() > ORIGIN
     assert_agreement(writer, here)
 
 

@@ -26,6 +26,9 @@ WHERE marks.marked >= if(toYear(built.holds) > 1970, built.holds, emptied.holds)
 ORDER BY date_id DESC
 SETTINGS join_use_nulls = 0
 
+-- name: marks_since
+SELECT count(), now64(6, 'UTC') FROM day_marks WHERE marked_at >= %(since)s
+
 -- name: outdated_days
 -- Days not marked and yet wrong: published twice at once by workers of which the later died, priced by another model,
 -- built before a version of one of their campaigns arrived, or built by a version that did not keep the hours.

@@ -26,6 +26,9 @@ HEAP_SECONDS = 0.1
 CLOCK_SLACK = timedelta(seconds=60)
 """How long a mark may take from its time stamp until it can be read."""
 
+REMEMBER_EVERY = timedelta(seconds=10)
+"""How often it is remembered that no day waits while ticks find nothing to do."""
+
 
 @app.task
 def advance(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any]:
@@ -107,5 +110,11 @@ def settle(here: Servers) -> bool:
 
 
 def settled(here: Servers) -> bool:
-    """Whether no day waits to be rebuilt."""
-    return not metrics.dirty_days(here.sink, here.store.clean_since())
+    """Whether no day waits to be rebuilt. Where no day was marked for a minute, that is one small question."""
+    since = here.store.clean_since()
+    marks, asked_at = metrics.marks_since(here.sink, since)
+    if marks and metrics.dirty_days(here.sink, since):
+        return False
+    if asked_at - since > CLOCK_SLACK + REMEMBER_EVERY:
+        here.store.set_clean_since(asked_at - CLOCK_SLACK)
+    return True
