@@ -30,6 +30,8 @@ from worker.windows import format_instant, from_micros, parse_instant
 Params = dict[str, Any]
 Subject = Literal["worker", "redis", "clickhouse", "postgres", "delivery", "data", "clock"]
 
+SERVERS: tuple[Subject, ...] = ("redis", "clickhouse", "postgres")
+
 WIPED_SECONDS = 10.0
 PATIENCE = 180.0
 """Seconds until something that has not come counts as never coming."""
@@ -46,21 +48,6 @@ class Scene:
     wiped: list[float] = field(default_factory=list)
     refreshes: list[str] = field(default_factory=list)
     backups: bool = False
-    held: int = 0
-
-    @contextmanager
-    def horizon_held(self) -> Iterator[None]:
-        """While this lasts a transaction holds the horizon back, and nobody may wait for new rows to be loaded."""
-        self.held += 1
-        try:
-            yield
-        finally:
-            self.held -= 1
-
-    def needs_progress(self) -> None:
-        """For faults during which new rows must be loaded. Raises `RuntimeError` while they cannot be."""
-        if self.held:
-            raise RuntimeError("a transaction holds the horizon back")
 
     def refresh_ends(self, run_id: str) -> None:
         """By the next rest the refresh must have ended, and not failed."""
@@ -99,25 +86,38 @@ def _wait(condition: Callable[[], bool], what: str, seconds: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A kind of fault. `draw` chooses its parameters; two faults of one subject are never paired."""
+    """A kind of fault. `draw` chooses its parameters. During some, `progress` must be made: new rows be loaded."""
 
     name: str
     subject: Subject
     inject: Callable[..., AbstractContextManager[None]]
     draw: Callable[[random.Random], Params]
     weight: float = 1.0
+    progress: bool = False
+
+    def pairs_with(self, other: Fault) -> bool:
+        """Whether both can be on at once: never two of one subject, nor one that needs progress with one that may
+        keep the servers from any until it is healed, which may be later."""
+        if self.subject == other.subject:
+            return False
+        return not (self.progress and other.subject in SERVERS) and not (other.progress and self.subject in SERVERS)
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, subject: Subject, draw: Callable[[random.Random], Params] | None = None, weight: float = 1.0
+    name: str,
+    subject: Subject,
+    draw: Callable[[random.Random], Params] | None = None,
+    weight: float = 1.0,
+    *,
+    progress: bool = False,
 ) -> Callable[[Callable[..., Iterator[None]]], Callable[..., Iterator[None]]]:
     """Registers a generator function as a fault: up to its `yield` it injects, after that it heals."""
 
     def register(function: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
-        FAULTS[name] = Fault(name, subject, contextmanager(function), draw or (lambda rng: {}), weight)
+        FAULTS[name] = Fault(name, subject, contextmanager(function), draw or (lambda rng: {}), weight, progress)
         return function
 
     return register
@@ -724,8 +724,7 @@ def transaction_held(scene: Scene, seconds: float, writes_first: bool) -> Iterat
             if writes_first:
                 _late_rows(cursor)
             began = time.monotonic()
-            with scene.horizon_held():
-                yield
+            yield
             with suppress(psycopg2.Error):
                 _says(scene, f"pid {pid}", began, scene.stage.settings.horizon_alert_seconds + 5)
                 time.sleep(max(0.0, seconds - (time.monotonic() - began)))
@@ -754,8 +753,7 @@ def transaction_prepared(scene: Scene, seconds: float, kept: bool) -> Iterator[N
         _late_rows(cursor)
         cursor.execute(f"PREPARE TRANSACTION '{name}'")
     began = time.monotonic()
-    with scene.horizon_held():
-        yield
+    yield
     _says(scene, name, began, 5)
     time.sleep(max(0.0, seconds - (time.monotonic() - began)))
     with suppress(psycopg2.errors.UndefinedObject):
@@ -917,10 +915,14 @@ def cold(scene: Scene, name: str) -> Iterator[None]:
     yield
 
 
-@fault("chord callback lost", "delivery", lambda rng: {"day": f"2026-0{rng.randint(1, 9)}-{rng.randint(10, 28)}"})
+@fault(
+    "chord callback lost",
+    "delivery",
+    lambda rng: {"day": f"2026-0{rng.randint(1, 9)}-{rng.randint(10, 28)}"},
+    progress=True,
+)
 def callback_lost(scene: Scene, day: str) -> Iterator[None]:
     """Rows of a day of their own are the last ones written, and no callback comes until their metrics are there."""
-    scene.needs_progress()
     stage = scene.stage
 
     def agrees() -> bool:
@@ -950,11 +952,7 @@ def callback_lost(scene: Scene, day: str) -> Iterator[None]:
                 STEP_SECONDS,
             )
         yield
-        if scene.held:
-            # The other fault of this pair is healed after this one.
-            scene.afterwards.append(lambda: _wait(agrees, f"metrics of {day} follow", PATIENCE))
-        else:
-            eventually(agrees, f"metrics of {day} follow without their callback", PATIENCE)
+        eventually(agrees, f"metrics of {day} follow without their callback", PATIENCE)
 
 
 # 6. Data
@@ -1063,10 +1061,10 @@ def _at_one_instant(scene: Scene, rows: int) -> None:
         "names": rng.choice([["fresh", "bulk"], ["fresh", "bulk", "beat"]]),
     },
     0.3,
+    progress=True,
 )
 def clocks_wrong(scene: Scene, hours: int, names: list[str]) -> Iterator[None]:
     """Processes come up an hour ahead of or behind the servers; everything must go on as ever."""
-    scene.needs_progress()
     stage = scene.stage
     for name in names:
         stage.processes[name].clock = 3600.0 * hours

@@ -60,11 +60,11 @@ def schedule(seed: int, count: int, *, only: Sequence[str] = ()) -> list[Step]:
     steps: list[Step] = []
     left = count
 
-    def next_fault(besides: str = "") -> Fault | None:
+    def next_fault(besides: Fault | None = None) -> Fault | None:
         if not deck:
             deck.extend(rng.sample(kinds, len(kinds)) if only else _deck(rng, kinds, count))
         for position, one in enumerate(deck):
-            if one.subject != besides:
+            if besides is None or one.pairs_with(besides):
                 return deck.pop(position)
         return None
 
@@ -73,7 +73,7 @@ def schedule(seed: int, count: int, *, only: Sequence[str] = ()) -> list[Step]:
         assert first is not None
         chosen = [first]
         if left > 1 and rng.random() < PAIRED:
-            second = next_fault(first.subject)
+            second = next_fault(first)
             if second is not None:
                 chosen.append(second)
         drawn = tuple((one.name, one.draw(rng)) for one in chosen)
