@@ -141,11 +141,13 @@ class Ledger:
         """The uuid of each target table that is live now."""
         return {name: self._sink.uuid(name) for name in sorted({stream.target for stream in streams})}
 
-    def coverage(self, streams: Sequence[Stream], targets: dict[str, UUID]) -> dict[str, Coverage]:
-        """For each stream, what the table `targets[stream.target]` holds."""
+    def coverage(
+        self, streams: Sequence[Stream], targets: dict[str, UUID], generations: Sequence[Generation] | None = None
+    ) -> dict[str, Coverage]:
+        """For each stream, what the table `targets[stream.target]` holds, with `generations` if they are at hand."""
         if not streams:
             return {}
-        generations = self.generations()
+        generations = self.generations() if generations is None else generations
         current = generations[-1].number if generations else 0
         parameters = {
             "uuids": tuple(sorted({targets[stream.target] for stream in streams})),

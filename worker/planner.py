@@ -59,8 +59,8 @@ def publish_watermarks(
     """
     # Read first: whoever publishes between this and our own publishing has seen at least as new a ledger.
     seen = {stream.name: store.raw_watermark(stream) for stream in streams}
-    coverage = ledger.coverage(streams, targets)
     generations = ledger.generations()
+    coverage = ledger.coverage(streams, targets, generations)
     number = generations[-1].number if generations else 0
     for stream in streams:
         uuid = targets[stream.target]
