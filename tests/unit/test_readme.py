@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import click
@@ -89,3 +90,19 @@ def test_the_query_shown_is_one_that_exists() -> None:
     head = shown.splitlines()[0].split()
     assert head[:2] == ["id", "campaign"]
     assert {"impressions", "clicks", "spend", "ctr", "cpm", "cpc"} <= set(head)
+
+
+def test_the_licences_are_those_of_what_the_image_holds() -> None:
+    """`scripts/licences` writes them; a package that is not installed here is of another system."""
+    pinned = set(re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    listed = set(re.findall(r"^\| ([a-z0-9._-]+) \| \d", (ROOT / "docs/licences.md").read_text(), re.MULTILINE))
+    assert listed <= pinned
+    assert {name for name in pinned - listed if is_installed(name)} == set()
+
+
+def is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
