@@ -6,11 +6,13 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import BadInput
+from worker.pipeline import HOUR_MICROS, hours_of
 from worker.windows import (
     MICROSECOND,
     ORIGIN,
@@ -163,3 +165,10 @@ def test_a_histogram_too_coarse_for_the_rows_wanted_cuts_nothing() -> None:
     within = Window(bounds[0], bounds[-1])
     assert Histogram(bounds, 1000).edges(within, 1999, 5) == ([], 9000)
     assert Histogram(bounds, 1000).edges(within, 2000, 3) == ([bounds[3], bounds[5], bounds[7]], 3000)
+
+
+@given(st.lists(st.integers(-(2**52), 2**53), min_size=1, max_size=50), st.integers(0, 30))
+def test_hours_of_instants_close_together_or_centuries_apart_are_those_of_each(instants: list[int], days: int) -> None:
+    near = [instants[0] + n * 24 * HOUR_MICROS for n in range(days)]
+    for some in (instants, near or instants):
+        assert hours_of(np.array(some, dtype=np.int64)) == {instant // HOUR_MICROS for instant in some}

@@ -50,35 +50,35 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
     asked, mine = arguments.run_id(run_id), arguments.turn(turn)
     here = servers()
     if turns.overtaken(here, asked, mine):
-        return {"run_id": run_id, "state": "another message is at it"}
+        return {"run_id": asked, "state": "another message is at it"}
     # Each chord of windows sends one. Of those that waited in line one says it all, and one more looks again after it.
     with here.store.thinned(f"step:{asked}", HEAP_SECONDS) as ahead:
         if not ahead:
-            turns.look_again(here, step, run_id)
-            return {"run_id": run_id, "state": "another message was at it just now"}
-        return _step(here, run_id, asked)
+            turns.look_again(here, step, asked)
+            return {"run_id": asked, "state": "another message was at it just now"}
+        return {"run_id": asked, "state": _step(here, asked)}
 
 
-def _step(here: Servers, run_id: str, asked: str) -> dict[str, Any]:
-    found = here.ledger.run(asked)
+def _step(here: Servers, run_id: str) -> str:
+    found = here.ledger.run(run_id)
     if found is None or found.state != "running":
-        return {"run_id": run_id, "state": found.state if found else "unknown"}
+        return found.state if found else "unknown"
     with here.store.lease(f"run:{run_id}", turns.LEASE_SECONDS) as held:
         if held is None:
             turns.look_again(here, step, run_id, countdown=turns.HELD_SECONDS)
-            return {"run_id": run_id, "state": "another worker is at it"}
+            return "another worker is at it"
         try:
             state = _advance(found)
         except Superseded as error:
             # Whoever lost the lease on the way may find that the run itself was swapped in by the next holder.
-            current = here.ledger.run(asked) or found
+            current = here.ledger.run(run_id) or found
             if current.state != "running" or here.ledger.live(EVENT_STREAMS)[EVENTS_TABLE] == current.target_uuid:
-                return {"run_id": run_id, "state": "another worker is at it"}
+                return "another worker is at it"
             here.ledger.end_run(found, "superseded", str(error))
-            return {"run_id": run_id, "state": "superseded"}
+            return "superseded"
     if state == "waiting":
         turns.look_again(here, step, run_id)
-    return {"run_id": run_id, "state": state}
+    return state
 
 
 def _advance(run: Run) -> str:
