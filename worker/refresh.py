@@ -109,7 +109,7 @@ def bring_along(sink: Sink, ledger: Ledger, streams: Sequence[Stream], shadow: s
     targets = ledger.live(streams)
     generations = ledger.generations()
     # The watermark first: what is loaded after it is in the partitions or will be loaded into the shadow.
-    coverage = ledger.coverage(streams, targets)
+    coverage = ledger.coverage(streams, targets, generations)
     for stream in streams:
         parameters = {"database": sink.database, "table": EVENTS_TABLE, "prefix": f"('{stream.event_type}',"}
         for (partition,) in sink.named("events", "partitions", parameters):
@@ -124,8 +124,9 @@ def bring_along(sink: Sink, ledger: Ledger, streams: Sequence[Stream], shadow: s
 
 def behind(ledger: Ledger, shadow: UUID) -> dict[str, list[Window]]:
     """What the live table has, and the shadow not yet, by stream."""
-    live = ledger.coverage(EVENT_STREAMS, ledger.live(EVENT_STREAMS))
-    ours = ledger.coverage(EVENT_STREAMS, {EVENTS_TABLE: shadow})
+    generations = ledger.generations()
+    live = ledger.coverage(EVENT_STREAMS, ledger.live(EVENT_STREAMS), generations)
+    ours = ledger.coverage(EVENT_STREAMS, {EVENTS_TABLE: shadow}, generations)
     return {stream.name: missing(live[stream.name], ours[stream.name]) for stream in EVENT_STREAMS}
 
 

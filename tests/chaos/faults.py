@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import psycopg2
 
+from embedded.stack import SERVICES, restart
 from tests import processes
 from tests.chaos import checker, points, writers
 from tests.chaos.stage import CANARY, Process, Stage, Violation, eventually
@@ -29,8 +30,6 @@ from worker.windows import format_instant, from_micros, parse_instant
 
 Params = dict[str, Any]
 Subject = Literal["worker", "redis", "clickhouse", "postgres", "delivery", "data", "clock"]
-
-SERVERS: tuple[Subject, ...] = ("redis", "clickhouse", "postgres")
 
 WIPED_SECONDS = 10.0
 PATIENCE = 180.0
@@ -100,7 +99,7 @@ class Fault:
         keep the servers from any until it is healed, which may be later."""
         if self.subject == other.subject:
             return False
-        return not (self.progress and other.subject in SERVERS) and not (other.progress and self.subject in SERVERS)
+        return not (self.progress and other.subject in SERVICES) and not (other.progress and self.subject in SERVICES)
 
 
 FAULTS: dict[str, Fault] = {}
@@ -446,9 +445,7 @@ def clickhouse_killed_rebuilding(scene: Scene, step: str) -> Iterator[None]:
 def clickhouse_restarted(scene: Scene) -> Iterator[None]:
     scene.stage.kill("clickhouse", signal.SIGTERM)
     yield
-    from embedded import stack
-
-    stack.restart(scene.stage.home, "clickhouse")
+    restart(scene.stage.home, "clickhouse")
 
 
 @fault("clickhouse stopped", "clickhouse", lambda rng: {"seconds": round(rng.uniform(2, 8), 1)})

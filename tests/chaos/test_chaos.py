@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedded.stack import SERVICES
 from tests.chaos import hunt, lanes, soak
-from tests.chaos.faults import FAULTS, SERVERS
+from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.run import CHAPTER, Report, cut, percentile, schedule
 
@@ -26,7 +27,7 @@ def test_a_seed_names_the_whole_schedule(seed: int, count: int) -> None:
         drawn = [FAULTS[name] for name, _ in step.faults]
         assert len({one.subject for one in drawn}) == len(drawn)
         if len(drawn) > 1 and any(one.progress for one in drawn):
-            assert not {one.subject for one in drawn} & set(SERVERS)
+            assert not {one.subject for one in drawn} & set(SERVICES)
     chapters = cut(steps, count)
     assert [step for chapter in chapters for step in chapter] == steps
     assert all(sum(len(step.faults) for step in chapter) <= CHAPTER + 1 for chapter in chapters)

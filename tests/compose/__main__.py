@@ -302,13 +302,14 @@ def exercise(stage: Stage) -> None:
     say("Flower refuses whoever has no password")
 
     began = time.monotonic()
-    old = {name: stage.values[name] for name in ROTATED}
+    old = [stage.values[name] for name in ROTATED]
     stage.set({name: secrets.token_hex(24) for name in ROTATED})
     stage.source(f"ALTER ROLE retailmedia_sync PASSWORD '{stage.values['POSTGRES_SYNC_PASSWORD']}'")
     stage.up()
     for service in ("worker", "beat", "flower", "metrics"):
         for container in stage.containers(service):
-            if any(value in stage.inspect(container, "{{json .Config.Env}}") for value in old.values()):
+            given = stage.inspect(container, "{{json .Config.Env}}")
+            if any(value in given for value in old):
                 raise Failed(f"a container of {service} was left with an old password")
     seed(3)
     until("both sides agree with other passwords", stage.agree, 240)

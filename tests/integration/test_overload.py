@@ -59,6 +59,18 @@ def waiting(here: Servers, queue: str) -> int:
         return int(client.llen(queue))
 
 
+def rest(here: Servers, name: str) -> None:
+    """As after one of that name that took long."""
+    with redis.Redis.from_url(here.settings.redis_url) as client:
+        client.set(f"retailmedia:once:{name}", "1", px=60_000)
+
+
+def forget(here: Servers, key: str) -> None:
+    """Takes one key from Redis."""
+    with redis.Redis.from_url(here.settings.redis_url) as client:
+        client.delete(f"retailmedia:{key}")
+
+
 def test_what_takes_long_rests_as_long(servers: Servers) -> None:
     with servers.store.thinned("slow", 0.05) as ahead:
         assert ahead
@@ -92,9 +104,7 @@ def test_of_callbacks_in_a_heap_one_does_the_work_and_a_tick_finds_the_rest(here
     assert metrics_tasks.advance(streams=["impressions"]) == {"days": 1}
     add(writer, "impressions", campaign, 5)
     sync(here, metrics_update=False)
-    # As after a callback that took long.
-    with redis.Redis.from_url(here.settings.redis_url) as client:
-        client.set("retailmedia:once:advance:impressions", "1", px=60_000)
+    rest(here, "advance:impressions")
     for _ in range(5):
         assert metrics_tasks.advance(streams=["impressions"])["days"] == 0
     assert not metrics_tasks.settled(here)
@@ -127,8 +137,7 @@ def test_while_no_day_is_marked_nobody_asks_which_days_wait(
     assert not metrics_tasks.settled(here)
     # Redis forgot, or nothing was rebuilt for an hour: the next that finds everything in order remembers it.
     metrics_tasks.rebuild_dirty(here)
-    with redis.Redis.from_url(here.settings.redis_url) as client:
-        client.delete("retailmedia:clean_since")
+    forget(here, "clean_since")
     assert here.store.clean_since() == ORIGIN
     assert metrics_tasks.settled(here)
     assert here.store.clean_since() > ORIGIN
@@ -151,15 +160,12 @@ def test_of_many_messages_to_a_waiting_run_one_looks_again(here: Servers, writer
 def test_of_the_callbacks_of_a_refresh_in_a_heap_one_takes_it_further_and_one_looks_again(here: Servers) -> None:
     now, name = here.source.now(), "20261125-000000-fedcba"
     here.ledger.save_run(Run(name, "refresh", ("impressions",), True, until=now, started_at=now))
-    # As after one that took long.
-    with redis.Redis.from_url(here.settings.redis_url) as client:
-        client.set(f"retailmedia:once:step:{name}", "1", px=60_000)
+    rest(here, f"step:{name}")
     for _ in range(8):
         assert refresh_tasks.step(run_id=name)["state"] == "another message was at it just now"
     assert waiting(here, "backfill") == 1
     assert _target(here, name) is None
-    with redis.Redis.from_url(here.settings.redis_url) as client:
-        client.delete(f"retailmedia:once:step:{name}")
+    forget(here, f"once:step:{name}")
     assert refresh_tasks.step(run_id=name)["state"] != "another message was at it just now"
     assert _target(here, name) is not None
 
@@ -174,8 +180,7 @@ def test_a_run_whose_worker_may_be_dead_is_looked_at_again(here: Servers, kind: 
     with here.store.lease(f"run:{name}", 60) as held:
         assert held is not None
         assert module.step(run_id=name)["state"] == "another worker is at it"
-        with redis.Redis.from_url(here.settings.redis_url) as client:
-            client.delete(f"retailmedia:once:step:{name}")
+        forget(here, f"once:step:{name}")
         assert module.step(run_id=name)["state"] == "another worker is at it"
         assert waiting(here, queue) == 1
 
@@ -204,8 +209,7 @@ def test_a_message_that_comes_late_gives_way_to_the_one_that_took_its_place(here
         assert pipeline_tasks.step(run_id="20261125-000000-abcdef", turn=taken)["state"] == "waiting"
         assert waiting(here, "realtime") == 1
     # One that Redis forgot goes on.
-    with redis.Redis.from_url(here.settings.redis_url) as client:
-        client.delete(f"retailmedia:turn:{name}")
+    forget(here, f"turn:{name}")
     assert store.end_turn(name, late)
 
 

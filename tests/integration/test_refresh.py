@@ -245,6 +245,15 @@ def test_a_window_loaded_for_a_table_that_was_replaced_is_no_failure(servers: Se
     assert_agreement(writer, servers)
 
 
+def passed_over(servers: Servers, run: Run) -> None:
+    """A window handed out for the shadow of a run that is overtaken is left alone, and that is no failure."""
+    assert run.target_uuid is not None
+    impressions, window = STREAMS["impressions"], Window(ORIGIN, servers.source.now())
+    done = load(servers, impressions, window, run.target_uuid, refresh.shadow_name(run.run_id), run.run_id)
+    assert "replaced" in done["skipped"]
+    assert servers.ledger.failures(impressions, run.target_uuid, window.lo) == []
+
+
 def test_windows_of_a_refresh_that_was_overtaken_read_nothing(
     servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,19 +261,14 @@ def test_windows_of_a_refresh_that_was_overtaken_read_nothing(
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 10)
     old = started(servers, "overtaken")
-    assert old.target_uuid is not None
     complete_refresh(servers, "overtakes")
-    window = Window(ORIGIN, servers.source.now())
 
     def read(*_: Any, **__: Any) -> Any:
         raise AssertionError("read for a table that is gone")
 
     with monkeypatch.context() as patch:
         patch.setattr(servers.source, "read_events", read)
-        name = refresh.shadow_name(old.run_id)
-        done = load(servers, STREAMS["impressions"], window, old.target_uuid, name, old.run_id)
-    assert "replaced" in done["skipped"]
-    assert servers.ledger.failures(STREAMS["impressions"], old.target_uuid, window.lo) == []
+        passed_over(servers, old)
     assert_agreement(writer, servers)
 
 
@@ -274,8 +278,6 @@ def test_a_shadow_that_is_dropped_while_a_window_is_read_for_it_is_no_failure(
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 10)
     old = started(servers, "dropped")
-    assert old.target_uuid is not None
-    window, name = Window(ORIGIN, servers.source.now()), refresh.shadow_name(old.run_id)
     read_events = servers.source.read_events
 
     def overtaken(*arguments: Any, **options: Any) -> Any:
@@ -284,9 +286,7 @@ def test_a_shadow_that_is_dropped_while_a_window_is_read_for_it_is_no_failure(
         return read_events(*arguments, **options)
 
     monkeypatch.setattr(servers.source, "read_events", overtaken)
-    done = load(servers, STREAMS["impressions"], window, old.target_uuid, name, old.run_id)
-    assert "replaced" in done["skipped"]
-    assert servers.ledger.failures(STREAMS["impressions"], old.target_uuid, window.lo) == []
+    passed_over(servers, old)
     assert_agreement(writer, servers)
 
 
