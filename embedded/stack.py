@@ -179,8 +179,8 @@ def daemons(home: Path) -> list[Identity]:
     home = home.resolve()
     found = [who for service in SERVICES for who in working_in(home / service, _PROGRAMS[service])]
     pids = {who.pid for who in found}
-    # A server's own children end with it.
-    return [who for who in found if parent(who.pid) not in pids]
+    # A server's own children end with it; who has no parent has ended since it was found.
+    return [who for who in found if parent(who.pid) not in {None, *pids}]
 
 
 def _strays(home: Path, state: _State) -> list[Identity]:

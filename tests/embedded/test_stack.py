@@ -197,6 +197,18 @@ def test_a_start_that_is_killed_leaves_no_obstacle(fresh: Path) -> None:
     assert {who.pid for who in stack.daemons(fresh)} == set(pids(fresh).values())
 
 
+def test_a_process_that_ended_since_it_was_found_is_no_daemon(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a session of PostgreSQL may, between the look at working directories and the one at parents."""
+    short = subprocess.Popen(["sleep", "60"])
+    who = process.identify(short.pid)
+    assert who is not None
+    monkeypatch.setattr(stack, "working_in", lambda folder, program: [who])
+    assert who in stack.daemons(fresh)
+    short.kill()
+    short.wait()
+    assert stack.daemons(fresh) == []
+
+
 @pytest.mark.parametrize("gone", ["services", "home"])
 def test_stopping_when_the_folder_was_deleted(tmp_path: Path, gone: str) -> None:
     home = tmp_path / "gone"
