@@ -25,7 +25,7 @@ from tests.chaos.mutants import MUTANTS
 from worker import logs
 from worker.config import load
 
-LANES = 2
+LANES = 3
 
 SOAK_SECONDS = 30.0
 """The least a soak takes: a third of it is warming up."""

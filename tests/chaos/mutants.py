@@ -97,7 +97,7 @@ def _redis_alone() -> None:
 
 
 def _callback_alone() -> None:
-    for module in ("sync", "maintenance"):
+    for module in ("sync", "maintenance", "quality"):
         patch(f"worker.tasks.{module}:rebuild_dirty", lambda original: lambda *args, **kwargs: 0)
 
 

@@ -1,15 +1,14 @@
 """`python -m tests.chaos.process …`: `celery …`, with the steps, the mutant and the clock that the environment names.
 
 CHAOS_FOLDER is where traps are laid, CHAOS_MUTANT the mutant to be (none if empty), CHAOS_CLOCK the seconds by which
-this process's clock is wrong. What is patched before the pool forks holds in its children.
+this process's clock is wrong, CHAOS_TICK those from tick to tick. What is patched before the pool forks holds in its
+children.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-
-TICK_SECONDS = 2.0
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
     mutants.apply(os.environ.get("CHAOS_MUTANT", ""))
     points.install()
     _sweep_soon()
-    _tick_slower()
+    _tick_slower(float(os.environ["CHAOS_TICK"]))
 
     from celery.__main__ import main as celery
 
@@ -40,8 +39,8 @@ def _sweep_soon() -> None:
     maintenance.ABANDONED_SECONDS = 3 * load().task_time_limit_seconds
 
 
-def _tick_slower() -> None:
-    """Half as many ticks as in production, so that three stages fit on two processors and each fault meets an idle one.
+def _tick_slower(seconds: float) -> None:
+    """Fewer ticks than in production, so that stages share two processors and each fault meets idle ones.
 
     With a tick a second they were busy with ticks alone, and every fault waited for the work of those before it.
     """
@@ -49,12 +48,12 @@ def _tick_slower() -> None:
 
     for entry in PROFILES["realtime"].values():
         if entry["schedule"] == 1.0:
-            entry["schedule"] = TICK_SECONDS
+            entry["schedule"] = seconds
         elif entry["task"].startswith(("worker.tasks.quality.", "worker.tasks.alerts.")) and entry["schedule"] in (
             15.0,
             20.0,
         ):
-            entry["schedule"] = 60.0
+            entry["schedule"] = 120.0
 
 
 if __name__ == "__main__":

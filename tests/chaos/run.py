@@ -27,8 +27,8 @@ CHAPTER = 84
 SHORT_RUN, SHORT_CHAPTER = 100, 14
 """A run of no more faults than this is cut finer, so that its chapters fill all lanes."""
 
-REST_EVERY = 25
-"""Faults between two full comparisons."""
+REST_EVERY = 42
+"""Faults between two full comparisons: two in a chapter."""
 
 PAIRED = 0.85
 """How often a fault comes with another one."""
@@ -257,8 +257,9 @@ def run(
     for number, steps in enumerate(cut(schedule(seed, count, only=only), count), 1):
         if chapter not in (0, number) or not report.good:
             continue
+        opening = time.monotonic()
         with open_stage(mutant=mutant, keep=keep) as stage:
-            tell(f"chapter {number}: {stage.home}")
+            tell(f"chapter {number}: {stage.home}, open after {time.monotonic() - opening:.1f} s")
             played = Chapter(stage, report, f"{seed}/{number}", rest_every, patience, converged, tell)
             played.play(steps)
     report.seconds = time.monotonic() - began
@@ -297,7 +298,7 @@ class Chapter:
                 step = waiting.popleft()
                 waiting.extendleft(self._play_step(step))
                 since_rest += len(step.faults)
-                if since_rest >= self._rest_every:
+                if since_rest >= self._rest_every and waiting:
                     self._rest()
                     since_rest = 0
             self._rest(final=True)
@@ -354,6 +355,7 @@ class Chapter:
 
     def _rest(self, *, final: bool = False) -> None:
         report = self._report
+        began = time.monotonic()
         self._writers.pause()
         self._scene.refreshes_ended()
         findings, took = checker.check(self._stage, seconds=self._patience)
@@ -374,3 +376,4 @@ class Chapter:
         if not final:
             back_up(self._scene)
             self._writers.resume()
+        self._tell(f"  rested {time.monotonic() - began:.1f} s")

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg2
@@ -23,29 +24,38 @@ from tests.chaos.stage import CAMPAIGNS, Stage
 
 TABLES = ("impressions", "clicks")
 
+NEIGHBOURS = 300
+
 UNLOADABLE = ("9999-12-31T00:00:00Z", "infinity", "-infinity", "1850-01-01T00:00:00Z")
 """Times that ClickHouse cannot keep: such rows belong in quarantine."""
 
 ODD = ("1970-01-01T00:00:00Z", "1969-12-31T23:59:59.999999Z", "1905-06-01T00:00:00Z", "2285-01-01T00:00:00Z")
 """Times that look wrong and must be loaded all the same."""
 
-DAY_OF = "2026-11-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}Z"
+
+def day(ago: int) -> str:
+    """The date so many days before today's, in UTC.
+
+    Days of a calendar would all be final some days after they were written down here, and every change a restatement
+    whose cause must be found, as it is with few changes of any real day.
+    """
+    return (datetime.now(UTC).date() - timedelta(days=ago)).isoformat()
 
 
 def some_days(rng: random.Random) -> list[int]:
-    """Days of the month that one transaction's events happened on: one or two of the last, sometimes one long before.
+    """How many days ago one transaction's events happened: on one or two of the last days, sometimes one long before.
 
     Few, since every day costs the product a rebuild: with all days in every transaction a run spends its time on those
     and not on faults.
     """
-    days = [rng.randint(15, 18) for _ in range(rng.randint(1, 2))]
-    return [*days, rng.randint(1, 14)] if rng.random() < 0.25 else days
+    days = [rng.randint(1, 4) for _ in range(rng.randint(1, 2))]
+    return [*days, rng.randint(5, 18)] if rng.random() < 0.25 else days
 
 
 def moment(rng: random.Random, days: list[int]) -> str:
     """When an event happened: some time on one of these days."""
-    day = rng.choice(days)
-    return DAY_OF.format(day=day, hour=rng.randrange(24), minute=rng.randrange(60), second=rng.randrange(60))
+    ago = rng.choice(days)
+    return f"{day(ago)}T{rng.randrange(24):02d}:{rng.randrange(60):02d}:{rng.randrange(60):02d}Z"
 
 
 def campaign(rng: random.Random) -> int | None:
@@ -236,8 +246,9 @@ def move(cursor: Cursor, rng: random.Random, count: int) -> int:
     last = int(found[0]) if found else 0
     if not last:
         return 0
-    first = max(1, last - 3000) if rng.random() < 0.75 else 1
-    ids = [rng.randint(first, last) for _ in range(count)]
+    # Neighbours, of a few transactions and so of a few days, mostly of late.
+    first = rng.randint(max(1, last - 3000) if rng.random() < 0.75 else 1, last)
+    ids = [rng.randint(first, min(last, first + NEIGHBOURS)) for _ in range(count)]
     change, value = rng.choice(
         [
             ("campaign_id = %s", campaign(rng)),
@@ -250,7 +261,7 @@ def move(cursor: Cursor, rng: random.Random, count: int) -> int:
     if "interval" in change:
         change = change.replace(
             "created_at +",
-            "CASE WHEN created_at BETWEEN '2000-01-01' AND '2100-01-01' THEN created_at ELSE '2026-11-15' END +",
+            f"CASE WHEN created_at BETWEEN '2000-01-01' AND '2100-01-01' THEN created_at ELSE '{day(4)}' END +",
         )
     if value in UNLOADABLE or value in ODD:
         ids = ids[:3]

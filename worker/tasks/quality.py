@@ -78,7 +78,8 @@ def load_released(here: Servers) -> dict[str, int]:
             done["windows"] += 1
             done["loaded"] += found.loaded
             done["quarantined"] += found.quarantined
-    rebuild_dirty(here)
+    if done["windows"]:
+        rebuild_dirty(here)
     return done
 
 
