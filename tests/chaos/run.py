@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos import checker
-from tests.chaos.faults import FAULTS, PATIENCE, Fault, Params, Scene, back_up, canary
+from tests.chaos.faults import FAULTS, PATIENCE, REREAD_SECONDS, Fault, Params, Scene, back_up, canary
 from tests.chaos.stage import Stage, Violation, open_stage
 from tests.chaos.writers import Writers
 
@@ -243,7 +243,7 @@ def run(
     only: Sequence[str] = (),
     rest_every: int = REST_EVERY,
     patience: float = PATIENCE,
-    converged: float = PATIENCE,
+    converged: float = REREAD_SECONDS,
     tell: Callable[[str], None] = aloud,
     keep: bool = False,
 ) -> Report:

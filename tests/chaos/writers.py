@@ -25,6 +25,7 @@ from tests.chaos.stage import CAMPAIGNS, Stage
 TABLES = ("impressions", "clicks")
 
 NEIGHBOURS = 300
+"""How far apart the ids of events are that move together."""
 
 UNLOADABLE = ("9999-12-31T00:00:00Z", "infinity", "-infinity", "1850-01-01T00:00:00Z")
 """Times that ClickHouse cannot keep: such rows belong in quarantine."""
