@@ -53,7 +53,7 @@ def _tick_slower(seconds: float) -> None:
             15.0,
             20.0,
         ):
-            entry["schedule"] = 120.0
+            entry["schedule"] = 300.0
 
 
 if __name__ == "__main__":

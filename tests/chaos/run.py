@@ -248,6 +248,7 @@ def run(
     keep: bool = False,
 ) -> Report:
     """Plays `count` faults and returns the report. Stops at the first violation: what comes after it proves nothing.
+    The folder of a chapter that fails stays; those of mutants, which are meant to fail, go.
 
     `chapter` (from 1; 0 for all) plays that one alone; `only` restricts the kinds; `patience` is how long a comparison
     waits for agreement, `converged` how long new rows may take after a fault was healed.
@@ -262,6 +263,9 @@ def run(
             tell(f"chapter {number}: {stage.home}, open after {time.monotonic() - opening:.1f} s")
             played = Chapter(stage, report, f"{seed}/{number}", rest_every, patience, converged, tell)
             played.play(steps)
+            if report.violations and not mutant:
+                stage.keep = True
+                tell(f"chapter {number} failed: data and logs stay in {stage.home}")
     report.seconds = time.monotonic() - began
     return report
 

@@ -75,6 +75,8 @@ class Stage:
     settings: Settings
     mutant: str = ""
     tick_seconds: float = TICK_SECONDS
+    keep: bool = False
+    """Whether the folder, with data and logs, stays when the stage closes."""
     processes: dict[str, Process] = field(default_factory=dict)
     groups: set[int] = field(default_factory=set)
     _closing: threading.Event = field(default_factory=threading.Event)
@@ -341,7 +343,7 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float, every: 
 def open_stage(
     *, mutant: str = "", keep: bool = False, tick_seconds: float = TICK_SECONDS, **overrides: Any
 ) -> Iterator[Stage]:
-    """A stage with both schemas, campaigns and running processes. Its folder goes at the end unless `keep`."""
+    """A stage with both schemas, campaigns and running processes. Its folder goes at the end unless it is to `keep`."""
     home = Path(tempfile.mkdtemp(prefix="chaos-", dir=_in_memory()))
     made: Stage | None = None
     try:
@@ -364,7 +366,7 @@ def open_stage(
             "horizon_alert_seconds": 2,
         }
         settings = load(**{**given, **overrides})
-        made = Stage(home, settings, mutant, tick_seconds)
+        made = Stage(home, settings, mutant, tick_seconds, keep)
         _prepare(made)
         made.start_processes()
         yield made
@@ -373,7 +375,7 @@ def open_stage(
             made.close()
         else:
             stack.stop(home)
-        if not keep:
+        if made is None or not made.keep:
             shutil.rmtree(home, ignore_errors=True)
 
 
