@@ -52,7 +52,7 @@ def celery(
     return nursery().start(module, ["-A", "worker", *arguments], environment(settings, **(extra or {})), log)
 
 
-def end(process: Child, number: int = signal.SIGTERM, patience: float = 30) -> int:
+def end(process: Child | subprocess.Popen[bytes], number: int = signal.SIGTERM, patience: float = 30) -> int:
     """Sends a signal to the process and waits; kills its whole group if it does not end."""
     if process.poll() is None:
         process.send_signal(number)

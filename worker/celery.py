@@ -18,7 +18,7 @@ from celery import Celery, Task, signals
 from kombu import Exchange, Queue
 
 from beat_schedule import PROFILES
-from worker import broker, logs, observe
+from worker import broker, ending, logs, observe
 from worker.config import Settings, load
 from worker.errors import BadInput, Unreachable
 from worker.ledger import Ledger
@@ -127,6 +127,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "beat_max_loop_interval": 1,
         MESSAGE_LIMIT: settings.message_limit_bytes,
         HEARTBEAT_FILE: str(settings.heartbeat_file or ""),
+        ending.STOP_SLACK: settings.stop_slack_seconds,
         "imports": [
             f"worker.tasks.{name}"
             for name in (
@@ -259,6 +260,7 @@ def create_app(settings: Settings) -> Celery[Any]:
     broker.register()
     made: Celery[Any] = Celery("worker", task_cls=DomainTask, amqp=broker.AMQP, set_as_current=True)
     made.conf.update(configuration(settings))
+    made.steps["worker"].add(ending.Deadline)
     DomainTask.max_retries = settings.max_redeliveries
     return made
 

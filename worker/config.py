@@ -138,6 +138,9 @@ class Settings(BaseSettings):
         900, ge=30, description="Redis redelivers an unacknowledged message after this."
     )
     max_redeliveries: int = Field(3, ge=1, description="Times a task whose worker died is tried again.")
+    stop_slack_seconds: int = Field(
+        20, ge=1, description="A worker told to stop that has not, this long after its tasks' time, ends itself."
+    )
 
     # Timeouts
     postgres_statement_timeout_seconds: int = Field(240, ge=1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.conftest import administer, in_database
 from tests.integration.test_pipeline import add, campaigns, write
 from tests.nursery import Child
 from tests.processes import ROOT, environment, until, workers
-from worker import migrate, pipeline
+from worker import ending, migrate, pipeline
 from worker.celery import QUEUES, Servers, create_app
 from worker.config import Settings, load
 from worker.sink import Sink
@@ -224,6 +225,46 @@ def test_beat_keeps_metrics_fresh_while_a_worker_is_killed_and_redis_emptied(
         until(metrics_agree, "metrics agree", 60)
     finally:
         end(beat)
+
+
+@pytest.mark.parametrize("told", ["SIGQUIT", "SIGTERM", "SIGTERM remapped", "control shutdown"])
+def test_a_worker_that_cannot_end_ends_itself(settings: Settings, app: Celery[Any], told: str) -> None:
+    from tests.processes import celery, end, ready
+
+    log = settings.retailmedia_home / "logs" / f"stuck {told}.log"
+    # Celery waits for its pool without a limit, so a child that never runs again keeps a worker half closed for ever.
+    extra = {"STOP_SLACK_SECONDS": "1", "VISIBILITY_TIMEOUT_SECONDS": "33", "POSTGRES_STATEMENT_TIMEOUT_SECONDS": "5"}
+    arguments = ["worker", "-n", "stuck@localhost", "-Q", "backfill", "-c", "2"]
+    worker: Child | subprocess.Popen[bytes]
+    if told == "SIGTERM remapped":
+        # As in the containers. Celery reads this when it is imported, so a fork of who imported it is not told.
+        extra["REMAP_SIGTERM"], extra["VISIBILITY_TIMEOUT_SECONDS"] = "SIGQUIT", "900"
+        command = [sys.executable, "-m", "celery", "-A", "worker", *arguments]
+        log.parent.mkdir(exist_ok=True)
+        with log.open("wb") as output:
+            worker = subprocess.Popen(
+                command, env=environment(settings, **extra), stdout=output, stderr=output, start_new_session=True
+            )
+    else:
+        worker = celery(settings, arguments, log, extra)
+    children: list[int] = []
+    try:
+        until(lambda: ready(settings, "stuck@localhost"), "the worker answers")
+        stats = app.control.inspect(["stuck@localhost"], timeout=5).stats() or {}
+        children = stats["stuck@localhost"]["pool"]["processes"]
+        os.kill(children[0], signal.SIGSTOP)
+        if told == "control shutdown":
+            app.control.shutdown(destination=["stuck@localhost"])
+        else:
+            worker.send_signal(getattr(signal, told.split()[0]))
+        assert worker.wait(60) == ending.EX_STUCK
+        assert "worker.ended_itself" in log.read_text()
+        until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "no child is left", 10)
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGCONT)
+        end(worker, signal.SIGKILL)
 
 
 def test_what_flower_shows_is_short_json(
