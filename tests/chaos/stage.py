@@ -359,7 +359,8 @@ def open_stage(
             "chunk_rows": 10_000,
             "fresh_seconds": 10,
             "visibility_timeout_seconds": 180,
-            "postgres_statement_timeout_seconds": 10,
+            # A million rows of one instant are one statement: thirteen seconds where three stages share two processors.
+            "postgres_statement_timeout_seconds": 30,
             "clickhouse_timeout_seconds": 5,
             "connect_timeout_seconds": 2,
             "retry_total_seconds": 10,
