@@ -43,6 +43,7 @@ class Deadline(bootsteps.StartStopStep):
         conf = worker.app.conf
         self._slack = float(conf[STOP_SLACK])
         self._warm, self._cold = float(conf.task_time_limit), float(conf.worker_soft_shutdown_timeout)
+        self._process = os.getpid()
         self._told = 0.0
         self._until = float("inf")
         self._thread: threading.Thread | None = None
@@ -62,12 +63,6 @@ class Deadline(bootsteps.StartStopStep):
         if self._thread is None:
             self._begin(worker, self._warm)
 
-    def stop(self, worker: Any) -> None:
-        """Nothing of its own to stop."""
-
-    def terminate(self, worker: Any) -> None:
-        """Nothing of its own to stop."""
-
     def _hear(self, worker: Any, number: int, answer: Callable[..., Any], seconds: float) -> None:
         def heard(received: int, frame: FrameType | None) -> None:
             self._begin(worker, seconds)
@@ -76,6 +71,9 @@ class Deadline(bootsteps.StartStopStep):
         signal.signal(number, heard)
 
     def _begin(self, worker: Any, seconds: float) -> None:
+        # A child that replaces another is forked with these handlers; its end is the pool's affair.
+        if os.getpid() != self._process:
+            return
         # A second signal can only bring the end nearer.
         now = time.monotonic()
         self._until = min(self._until, now + seconds + self._slack)
