@@ -376,7 +376,7 @@ def open_stage(
             made.close()
         else:
             stack.stop(home)
-        if made is None or not made.keep:
+        if not (made.keep if made is not None else keep):
             shutil.rmtree(home, ignore_errors=True)
 
 
