@@ -107,7 +107,9 @@ class Settings(BaseSettings):
     window_rows: int = Field(1_000_000, ge=1, description="Rows a window aims to hold.")
     window_limit: int = Field(64, ge=1, description="Windows one planning tick may hand out per stream.")
     fresh_seconds: int = Field(
-        60, ge=1, description="Rows inserted this recently go to the realtime queue, older ones to the backfill queue."
+        60,
+        ge=1,
+        description="Rows inserted this recently go to the realtime queue, more than three windows of older ones to the backfill queue.",
     )
     chunk_rows: int = Field(524_288, ge=1, description="Rows per block sent to ClickHouse; bounds a worker's memory.")
     horizon_margin_ms: int = Field(

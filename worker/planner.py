@@ -22,6 +22,10 @@ from worker.windows import ORIGIN, Window, cut, gaps, merged
 
 log = structlog.get_logger()
 
+CATCH_UP = 3
+"""Windows of backlog that still go with fresh data. What an outage left behind is no more than that, the watermark waits
+for it, and the other queue may be full of a backfill."""
+
 SPLIT_AFTER = 3
 """Failures of one window after which its halves are tried instead."""
 
@@ -31,7 +35,7 @@ class Plan:
     """Windows of one stream to hand out for the table `target_uuid`, and what was seen while planning.
 
     `fresh` holds rows inserted moments ago, `backlog` older ones; they go to queues of their own, so that a backfill
-    never delays fresh data.
+    never delays fresh data. A backlog of a few windows counts as fresh, unless one keeps failing.
     `complete_through`: every row inserted before it is in the table (or, for a dimension, was when last read).
     """
 
@@ -175,6 +179,10 @@ def plan_events(
 
     fresh = windows(division, horizon.at, horizon.at)
     backlog = windows(watermark, division, horizon.at)
+    # What fails again and again may take its whole time limit each time.
+    troubled = any(failure.count >= SPLIT_AFTER for failure in failures.values())
+    if len(backlog) <= CATCH_UP and not troubled:
+        fresh, backlog = (*backlog, *fresh), ()
     return Plan(stream, uuid, fresh, backlog, watermark, horizon, watermark, tuple(waiting))
 
 

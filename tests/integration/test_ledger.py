@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ import structlog
 from psycopg2.extensions import connection as Connection
 
 from tests.agreement import assert_agreement, sync
-from tests.integration.test_pipeline import add, campaigns
+from tests.integration.test_pipeline import add, campaigns, write
 from worker import planner
 from worker.celery import Servers
 from worker.ledger import CHECKPOINT_AFTER, Commit, Generation, effective
@@ -207,6 +208,28 @@ def test_a_backlog_is_cut_for_the_backfill_queue_and_fresh_rows_for_the_realtime
     (planned,) = planner.plan(servers.source, servers.ledger, servers.store, small, [IMPRESSIONS])
     assert [servers.source.count(IMPRESSIONS, window) for window in planned.backlog] == [100] * 4
     assert sum(servers.source.count(IMPRESSIONS, window) for window in planned.fresh) == 10
+
+
+def test_what_an_outage_left_behind_does_not_wait_behind_a_backfill(servers: Servers, writer: Connection) -> None:
+    (campaign, *_) = campaigns(writer)
+    write(
+        writer,
+        "INSERT INTO impressions (campaign_id, inserted_at) "
+        "SELECT %s, now() - interval '10 minutes' + n * interval '1 s' FROM generate_series(1, 299) AS n",
+        campaign,
+    )
+    add(writer, "impressions", campaign, 10)
+    small = servers.settings.model_copy(update={"window_rows": 100})
+    (planned,) = planner.plan(servers.source, servers.ledger, servers.store, small, [IMPRESSIONS])
+    assert planned.backlog == ()
+    assert [servers.source.count(IMPRESSIONS, window) for window in planned.fresh] == [100, 100, 99, 10]
+    assert planned.fresh[0].lo == ORIGIN
+    assert all(a.hi == b.lo for a, b in itertools.pairwise(planned.fresh))
+    for number in range(planner.SPLIT_AFTER):
+        servers.ledger.note_failure(IMPRESSIONS, planned.target_uuid, planned.fresh[0], "", f"timeout {number}")
+    (again,) = planner.plan(servers.source, servers.ledger, servers.store, small, [IMPRESSIONS])
+    assert again.backlog, "a window that keeps failing does not hold up fresh data"
+    assert sum(servers.source.count(IMPRESSIONS, window) for window in again.fresh) == 10
 
 
 def test_a_window_that_keeps_failing_rests_and_is_then_halved(servers: Servers, writer: Connection) -> None:

@@ -11,7 +11,7 @@ from psycopg2.extensions import connection as Connection
 
 from tests.agreement import assert_agreement, rebuild, sync, target_events
 from tests.integration.test_pipeline import add, campaigns, write
-from worker import pipeline, planner, refresh
+from worker import metrics, pipeline, planner, refresh
 from worker.celery import Servers
 from worker.errors import Superseded
 from worker.ledger import Run
@@ -76,6 +76,23 @@ def test_two_refreshes_in_a_row_change_nothing(servers: Servers, writer: Connect
         assert_agreement(writer, servers)
     assert refresh.shadows(servers.sink) == []
     assert sync(servers, streams=list(EVENT_STREAMS)) == 0
+
+
+def test_filling_a_shadow_rebuilds_no_metrics(servers: Servers, writer: Connection) -> None:
+    """Nothing readers see has changed before the swap, and a refresh of a year would rebuild each day many times."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    add(writer, "clicks", campaign, 5, at="2026-10-01T00:00:00Z")
+    sync(servers)
+    assert metrics.dirty_days(servers.sink) == []
+    run = started(servers, "unseen")
+    write(writer, "UPDATE clicks SET created_at = '2026-10-02T00:00:00Z'")
+    fill(servers, run)
+    assert metrics.dirty_days(servers.sink) == []
+    finish(servers, run)
+    assert {str(day) for day in metrics.dirty_days(servers.sink)} >= {"2026-10-01", "2026-10-02"}
+    rebuild(servers)
+    assert_agreement(writer, servers)
 
 
 def test_rows_deleted_at_the_source_are_gone_after_a_refresh(servers: Servers, writer: Connection) -> None:
