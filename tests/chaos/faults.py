@@ -140,14 +140,13 @@ STEP_SECONDS = 8.0
 
 def _strike(scene: Scene, step: str, action: str, **told: Any) -> dict[str, Any] | None:
     """Lays the trap, waits until somebody ran into it, and takes it away if nobody did."""
-    name = scene.stage.arm(step, action, **told)
-    if step in REFRESH_STEPS:
-        scene.refresh_ends(scene.stage.refresh())
-    if step == "campaigns staged":
-        scene.stage.send("worker.tasks.sync.plan", {"streams": ["campaigns"]}, "realtime", expires=30)
-    note = scene.stage.sprung(name, 2 * STEP_SECONDS if step in REFRESH_STEPS else STEP_SECONDS)
+    with scene.stage.trap(step, action, **told) as name:
+        if step in REFRESH_STEPS:
+            scene.refresh_ends(scene.stage.refresh())
+        if step == "campaigns staged":
+            scene.stage.send("worker.tasks.sync.plan", {"streams": ["campaigns"]}, "realtime", expires=30)
+        note = scene.stage.sprung(name, 2 * STEP_SECONDS if step in REFRESH_STEPS else STEP_SECONDS)
     if note is None:
-        scene.stage.disarm(step)
         scene.unreached.append(f"{action} at {step}")
     return note
 
@@ -220,21 +219,21 @@ def _window_rows(scene: Scene, note: dict[str, Any], statement: str) -> int:
 @fault("overtaken zombie", "worker", lambda rng: {"seconds": round(rng.uniform(3.7, 5.2), 1)})
 def overtaken(scene: Scene, seconds: float) -> Iterator[None]:
     """A child stops between reading rows and inserting them; they change and are loaded by others; then it inserts."""
-    name = scene.stage.arm("copying", "stop", only={"table": EVENTS_TABLE})
-    note = scene.stage.sprung(name, STEP_SECONDS)
+    with scene.stage.trap("copying", "stop", only={"table": EVENTS_TABLE}) as name:
+        note = scene.stage.sprung(name, STEP_SECONDS)
+        if note is not None:
+            _window_rows(
+                scene,
+                note,
+                "UPDATE {table} SET campaign_id = 2 + (id + coalesce(campaign_id, 0) + 1) %% 11, "
+                "created_at = created_at + interval '1 hour' "
+                "WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s AND campaign_id IS DISTINCT FROM %(canary)s "
+                "AND created_at BETWEEN '2000-01-01' AND '2100-01-01'",
+            )
     if note is None:
-        scene.stage.disarm("copying")
         scene.unreached.append("stop at copying")
         yield
         return
-    _window_rows(
-        scene,
-        note,
-        "UPDATE {table} SET campaign_id = 2 + (id + coalesce(campaign_id, 0) + 1) %% 11, "
-        "created_at = created_at + interval '1 hour' "
-        "WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s AND campaign_id IS DISTINCT FROM %(canary)s "
-        "AND created_at BETWEEN '2000-01-01' AND '2100-01-01'",
-    )
     until = time.monotonic() + seconds
     yield
     time.sleep(max(0.0, until - time.monotonic()))
@@ -255,24 +254,25 @@ def moved_between(scene: Scene) -> Iterator[None]:
         found = cursor.fetchone()
         assert found is not None
     until = time.monotonic() + STEP_SECONDS
-    note = None
+    note, meant = None, False
     while time.monotonic() < until:
-        name = scene.stage.arm("chunk inserted", "stop", only={"stream": "impressions", "table": EVENTS_TABLE})
-        note = scene.stage.sprung(name, max(0.0, until - time.monotonic()))
-        if note is None or note["lo"] <= found[0].isoformat() < note["hi"]:
+        with scene.stage.trap("chunk inserted", "stop", only={"stream": "impressions", "table": EVENTS_TABLE}) as name:
+            note = scene.stage.sprung(name, max(0.0, until - time.monotonic()))
+            meant = note is not None and note["lo"] <= found[0].isoformat() < note["hi"]
+            if note is not None and meant:
+                _window_rows(
+                    scene,
+                    note,
+                    "UPDATE {table} SET campaign_id = 3 WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s "
+                    "AND id %% 2 = 0 AND campaign_id IS DISTINCT FROM %(canary)s",
+                )
+        if note is None or meant:
             break
         _signal(note["pid"], signal.SIGCONT)
-    if note is None:
-        scene.stage.disarm("chunk inserted")
+    if note is None or not meant:
         scene.unreached.append("stop at chunk inserted")
         yield
         return
-    _window_rows(
-        scene,
-        note,
-        "UPDATE {table} SET campaign_id = 3 WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s "
-        "AND id %% 2 = 0 AND campaign_id IS DISTINCT FROM %(canary)s",
-    )
     _signal(note["pid"], signal.SIGKILL)
     yield
 
@@ -425,10 +425,13 @@ def clickhouse_killed(scene: Scene, seconds: float) -> Iterator[None]:
 
 
 def _kill_clickhouse(scene: Scene, step: str, delay: float) -> Iterator[None]:
-    _strike(scene, step, "kill other", victim=scene.stage.pid("clickhouse"), delay=delay)
-    time.sleep(0.3)
-    yield
-    scene.stage.restart("clickhouse")
+    try:
+        _strike(scene, step, "kill other", victim=scene.stage.pid("clickhouse"), delay=delay)
+        time.sleep(0.3)
+        yield
+    finally:
+        # Where asking for the refresh failed, another one may have run into the trap before.
+        scene.stage.restart("clickhouse")
 
 
 @fault("clickhouse killed mid-insert", "clickhouse", lambda rng: {"delay": round(rng.uniform(0, 0.02), 4)})
@@ -850,11 +853,10 @@ def two_refreshes(scene: Scene, apart: float) -> Iterator[None]:
 def overtaken_refresh(scene: Scene) -> Iterator[None]:
     """A refresh stops right before its swap; a newer one swaps; the older one goes on. Nothing of it may show."""
     stage = scene.stage
-    name = stage.arm("swapping", "stop")
-    first = stage.refresh()
-    note = stage.sprung(name, 2 * STEP_SECONDS)
+    with stage.trap("swapping", "stop") as name:
+        first = stage.refresh()
+        note = stage.sprung(name, 2 * STEP_SECONDS)
     if note is None:
-        stage.disarm("swapping")
         scene.unreached.append("stop at swapping")
         scene.refresh_ends(first)
         yield

@@ -274,6 +274,21 @@ class Stage:
         """Takes a trap or a condition away, if it is still there."""
         self._trap(step).unlink(missing_ok=True)
 
+    @contextmanager
+    def trap(self, step: str, action: str, **told: Any) -> Iterator[str]:
+        """Lays a trap for the length of the block. If the block fails, whoever was stopped in it goes on."""
+        name = self.arm(step, action, **told)
+        try:
+            yield name
+        except BaseException:
+            self.disarm(step)
+            note = self.sprung(name, 0)
+            if note is not None and action == "stop":
+                with suppress(ProcessLookupError):
+                    os.kill(note["pid"], signal.SIGCONT)
+            raise
+        self.disarm(step)
+
     def sprung(self, name: str, seconds: float) -> dict[str, Any] | None:
         """What the process noted that ran into the trap; None if none did within that time."""
         path = self.home / "chaos" / "sprung" / name
