@@ -67,6 +67,10 @@ class Deadline(bootsteps.StartStopStep):
         def heard(received: int, frame: FrameType | None) -> None:
             self._begin(worker, seconds)
             answer(received, frame)
+            following = signal.getsignal(number)
+            if number == signal.SIGINT and callable(following) and following is not heard:
+                # To Ctrl-C Celery answers with a handler for the next one, which is a cold shutdown.
+                self._hear(worker, number, following, self._cold)
 
         signal.signal(number, heard)
 

@@ -227,13 +227,16 @@ def test_beat_keeps_metrics_fresh_while_a_worker_is_killed_and_redis_emptied(
         end(beat)
 
 
-@pytest.mark.parametrize("told", ["SIGQUIT", "SIGTERM", "SIGTERM remapped", "control shutdown"])
+@pytest.mark.parametrize("told", ["SIGQUIT", "SIGTERM", "SIGTERM remapped", "SIGINT twice", "control shutdown"])
 def test_a_worker_that_cannot_end_ends_itself(settings: Settings, app: Celery[Any], told: str) -> None:
     from tests.processes import celery, end, ready
 
     log = settings.retailmedia_home / "logs" / f"stuck {told}.log"
     # Celery waits for its pool without a limit, so a child that never runs again keeps a worker half closed for ever.
     extra = {"STOP_SLACK_SECONDS": "1", "VISIBILITY_TIMEOUT_SECONDS": "33", "POSTGRES_STATEMENT_TIMEOUT_SECONDS": "5"}
+    if told == "SIGINT twice":
+        # The first one alone would give it the minutes of a warm shutdown.
+        extra["VISIBILITY_TIMEOUT_SECONDS"] = "900"
     arguments = ["worker", "-n", "stuck@localhost", "-Q", "backfill", "-c", "2"]
     worker: Child | subprocess.Popen[bytes]
     if told == "SIGTERM remapped":
@@ -257,6 +260,9 @@ def test_a_worker_that_cannot_end_ends_itself(settings: Settings, app: Celery[An
             app.control.shutdown(destination=["stuck@localhost"])
         else:
             worker.send_signal(getattr(signal, told.split()[0]))
+            if told == "SIGINT twice":
+                until(lambda: "Ctrl+C again" in log.read_text(), "the first signal is answered")
+                worker.send_signal(signal.SIGINT)
         assert worker.wait(60) == ending.EX_STUCK
         assert "worker.ended_itself" in log.read_text()
         until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "no child is left", 10)
