@@ -98,12 +98,13 @@ def spread(seed: int, given: argparse.Namespace) -> runs.Report:
     """Plays the chapters in lanes, and adds their reports up."""
     report = runs.Report(seed, given.faults, given.chapter, given.only)
     began = time.monotonic()
-    count = len(runs.cut(runs.schedule(seed, given.faults, only=given.only), given.faults))
+    cut = runs.cut(runs.schedule(seed, given.faults, only=given.only), given.faults)
     base = ["--seed", str(seed), "--faults", str(given.faults)]
     base += [word for name in given.only for word in ("--only", name)]
     base += ["--keep"] if given.keep else []
-    chapters = [given.chapter] if given.chapter else range(1, count + 1)
-    for played in lanes.play([[*base, "--chapter", str(number)] for number in chapters], given.lanes):
+    chapters = [given.chapter] if given.chapter else runs.longest_first(cut)
+    commands = [[*base, "--chapter", str(number)] for number in chapters]
+    for played in lanes.play(commands, given.lanes, names=chapters):
         report.add(played)
         if not played.good:
             report.chapter = played.chapter

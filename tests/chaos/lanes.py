@@ -28,9 +28,14 @@ class _Lanes:
     """Commands waiting for a lane, and the reports of those that ended, in the order of the commands."""
 
     def __init__(
-        self, commands: Sequence[Sequence[str]], enough: Callable[[Report], bool], tell: Callable[[str], None]
+        self,
+        commands: Sequence[Sequence[str]],
+        names: Sequence[object],
+        enough: Callable[[Report], bool],
+        tell: Callable[[str], None],
     ):
         self._waiting = deque(enumerate(commands))
+        self._names = names
         self._enough, self._tell = enough, tell
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
@@ -58,7 +63,7 @@ class _Lanes:
             assert process.stderr is not None
             for line in process.stderr:
                 said.append(line.rstrip())
-                self._tell(f"[{position + 1}] {line.rstrip()}")
+                self._tell(f"[{self._names[position]}] {line.rstrip()}")
             printed = process.stdout.read()
             code = process.wait()
             with self._lock:
@@ -70,7 +75,7 @@ class _Lanes:
                     self._waiting.clear()
                 else:
                     for violation in self.reports[position].violations:
-                        self._tell(f"[{position + 1}] VIOLATION {violation}")
+                        self._tell(f"[{self._names[position]}] VIOLATION {violation}")
                     if self._enough(self.reports[position]):
                         self._waiting.clear()
 
@@ -98,14 +103,15 @@ def play(
     commands: Sequence[Sequence[str]],
     lanes: int,
     *,
+    names: Sequence[object] = (),
     enough: Callable[[Report], bool] = lambda report: not report.good,
     tell: Callable[[str], None] = aloud,
 ) -> list[Report]:
     """Runs `python -m tests.chaos` with each of these arguments, `lanes` at a time; returns the reports there are.
 
-    After a report that is `enough` no further one is begun. Raises `LaneFailed` if one of them printed no report.
+    What they say is told under these `names`, or their numbers. After a report that is `enough` no further one is begun. Raises `LaneFailed` if one of them printed no report.
     """
-    work = _Lanes(commands, enough, tell)
+    work = _Lanes(commands, names or range(1, len(commands) + 1), enough, tell)
     threads = [threading.Thread(target=work.work, daemon=True) for _ in range(min(lanes, len(commands)))]
     with _ended(work):
         for thread in threads:

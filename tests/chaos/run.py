@@ -119,6 +119,16 @@ def cut(steps: Sequence[Step], count: int) -> list[list[Step]]:
     return chapters
 
 
+def longest_first(chapters: Sequence[Sequence[Step]]) -> list[int]:
+    """Numbers (from 1) of the chapters, in the order to begin them: with the longest last, one lane works at it alone."""
+
+    def length(number: int) -> tuple[bool, int]:
+        steps = chapters[number - 1]
+        return any(name == "huge transaction" for step in steps for name, _ in step.faults), len(steps)
+
+    return sorted(range(1, len(chapters) + 1), key=length, reverse=True)
+
+
 @dataclass
 class Report:
     """What a run did and found. `convergence` holds seconds from healed to counted, one for each step."""

@@ -13,7 +13,7 @@ from embedded.stack import SERVICES
 from tests.chaos import hunt, lanes, soak
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
-from tests.chaos.run import CHAPTER, Report, cut, percentile, schedule
+from tests.chaos.run import CHAPTER, Report, cut, longest_first, percentile, schedule
 
 SEED = 12
 
@@ -32,6 +32,10 @@ def test_a_seed_names_the_whole_schedule(seed: int, count: int) -> None:
     assert [step for chapter in chapters for step in chapter] == steps
     assert all(sum(len(step.faults) for step in chapter) <= CHAPTER + 1 for chapter in chapters)
     assert all(later.number == earlier.number + 1 for earlier, later in pairwise(steps))
+    order = longest_first(chapters)
+    assert sorted(order) == list(range(1, len(chapters) + 1))
+    huge = [any(name == "huge transaction" for step in chapters[n - 1] for name, _ in step.faults) for n in order]
+    assert huge == sorted(huge, reverse=True)
 
 
 def test_a_long_run_holds_every_kind() -> None:
