@@ -182,8 +182,7 @@ def load_window(
     Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help, and `Superseded` where
     a swap gave the name to another table, or a newer refresh dropped it; the window is then as if nothing had happened.
     """
-    live = table == EVENTS_TABLE
-    if not live:
+    if table != EVENTS_TABLE:
         # Of a refresh that was overtaken hundreds of windows may still wait in line.
         _require_target(sink, stream, window, table, uuid)
     with source.snapshot() as snapshot:
@@ -202,14 +201,14 @@ def load_window(
     _require_target(sink, stream, window, table, uuid)
     _verify(sink, reading, tally)
     days = days_of_hours(tally.hours, settings.zone) | tally.left
-    marked: set[date] = set()
     # No metrics are made of a shadow: whoever swaps it in marks all days after that.
-    if live and tally.extracted:
-        # Between looking for older versions and inserting newer ones, another worker may have loaded an older version,
-        # and its day have been rebuilt with it. Whoever did so marked that day, and after it was looked for.
-        noted, marked = ledger.superseded_days(stream, uuid, window, begun)
-        days |= noted
-    if live:
+    if table == EVENTS_TABLE:
+        marked: set[date] = set()
+        if tally.extracted:
+            # Between looking for older versions and inserting newer ones, another worker may have loaded an older
+            # version, and its day have been rebuilt with it. Whoever did so marked that day, and after it was looked for.
+            noted, marked = ledger.superseded_days(stream, uuid, window, begun)
+            days |= noted
         ledger.mark_days(days, marked)
     ledger.commit(
         stream,

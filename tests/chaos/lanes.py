@@ -109,7 +109,8 @@ def play(
 ) -> list[Report]:
     """Runs `python -m tests.chaos` with each of these arguments, `lanes` at a time; returns the reports there are.
 
-    What they say is told under these `names`, or their numbers. After a report that is `enough` no further one is begun. Raises `LaneFailed` if one of them printed no report.
+    What they say is told under these `names`, or their numbers. After a report that is `enough` no further one is begun.
+    Raises `LaneFailed` if one of them printed no report.
     """
     work = _Lanes(commands, names or range(1, len(commands) + 1), enough, tell)
     threads = [threading.Thread(target=work.work, daemon=True) for _ in range(min(lanes, len(commands)))]
