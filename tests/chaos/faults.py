@@ -7,7 +7,6 @@ what faults act on; what must hold once everything is healed goes to `Scene.afte
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
@@ -23,7 +22,7 @@ import psycopg2
 from embedded.stack import SERVICES, restart
 from tests import processes
 from tests.chaos import checker, points, writers
-from tests.chaos.stage import CANARY, Process, Stage, Violation, eventually
+from tests.chaos.stage import CANARY, Process, Stage, Violation, eventually, signal_to
 from worker import refresh
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS
 from worker.windows import format_instant, from_micros, parse_instant
@@ -198,12 +197,7 @@ def zombie(scene: Scene, step: str, seconds: float) -> Iterator[None]:
     until = time.monotonic() + seconds
     yield
     time.sleep(max(0.0, until - time.monotonic()))
-    _signal(note["pid"], signal.SIGCONT)
-
-
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
+    signal_to(note["pid"], signal.SIGCONT)
 
 
 def _window_rows(scene: Scene, note: dict[str, Any], statement: str) -> int:
@@ -237,7 +231,7 @@ def overtaken(scene: Scene, seconds: float) -> Iterator[None]:
     until = time.monotonic() + seconds
     yield
     time.sleep(max(0.0, until - time.monotonic()))
-    _signal(note["pid"], signal.SIGCONT)
+    signal_to(note["pid"], signal.SIGCONT)
 
 
 @fault("rows move between two readings", "worker")
@@ -268,12 +262,12 @@ def moved_between(scene: Scene) -> Iterator[None]:
                 )
         if note is None or meant:
             break
-        _signal(note["pid"], signal.SIGCONT)
+        signal_to(note["pid"], signal.SIGCONT)
     if note is None or not meant:
         scene.unreached.append("stop at chunk inserted")
         yield
         return
-    _signal(note["pid"], signal.SIGKILL)
+    signal_to(note["pid"], signal.SIGKILL)
     yield
 
 
@@ -286,7 +280,7 @@ def worker_killed(scene: Scene, name: str) -> Iterator[None]:
 @fault("children killed", "worker", lambda rng: {"name": rng.choice(["fresh", "bulk"])})
 def children_killed(scene: Scene, name: str) -> Iterator[None]:
     for pid in scene.stage.children(name):
-        _signal(pid, signal.SIGKILL)
+        signal_to(pid, signal.SIGKILL)
     yield
 
 
@@ -304,17 +298,49 @@ def beat_killed(scene: Scene) -> Iterator[None]:
     yield
 
 
+def _others_go_past(scene: Scene, note: dict[str, Any], seconds: float) -> None:
+    """Waits until a window behind the one a trap was sprung in is committed, and asks for it to be planned."""
+    stream, hi = STREAMS[note["stream"]], parse_instant(note["hi"])
+    asked = 0.0
+
+    def gone_past() -> bool:
+        nonlocal asked
+        # The next tick would come when the lease is over and the window itself is handed out again.
+        if time.monotonic() - asked > 0.6:
+            scene.stage.send("worker.tasks.sync.plan", {"streams": [stream.name]}, "realtime", expires=30)
+            asked = time.monotonic()
+        covered = servers.ledger.coverage([stream], servers.ledger.live([stream]))[stream.name]
+        return any(window.lo >= hi for window in covered.windows)
+
+    with scene.stage.servers() as servers:
+        try:
+            eventually(gone_past, "others go past the window", seconds, every=0.1)
+        except Violation:
+            scene.unreached.append("others going past a window in hand")
+
+
+def _row_of_each(scene: Scene) -> None:
+    for table in writers.TABLES:
+        scene.stage.write(f"INSERT INTO {table} (campaign_id, created_at) VALUES (3, now())")
+
+
 @fault("window lost with its message", "worker")
 def window_lost(scene: Scene) -> Iterator[None]:
     """A worker dies with a window in hand, Redis loses the message, and others load later windows meanwhile."""
-    note = _strike(scene, "unledgered", "stop", only={"table": EVENTS_TABLE})
-    # Others go on past it.
-    time.sleep(2.5)
-    with scene.stage.redis() as client:
-        client.flushall()
-    if note is not None:
-        _signal(note["parent"], signal.SIGKILL)
-        _signal(note["pid"], signal.SIGKILL)
+    # An open transaction of theirs would keep the horizon, and so everybody, before the window's end.
+    with scene.writers.paused():
+        _row_of_each(scene)
+        note = _strike(scene, "claimed", "stop", only={"table": EVENTS_TABLE})
+        try:
+            if note is not None:
+                _row_of_each(scene)
+                _others_go_past(scene, note, 2.5)
+            with scene.stage.redis() as client:
+                client.flushall()
+        finally:
+            if note is not None:
+                signal_to(note["parent"], signal.SIGKILL)
+                signal_to(note["pid"], signal.SIGKILL)
     yield
     scene.watermarks_return()
 
@@ -621,7 +647,7 @@ def postgres_crash(scene: Scene) -> Iterator[None]:
     with suppress(psycopg2.Error):
         pid = scene.stage.write("SELECT pid FROM pg_stat_activity WHERE application_name = 'chaos writer' LIMIT 1")
         if pid:
-            _signal(pid[0][0], signal.SIGKILL)
+            signal_to(pid[0][0], signal.SIGKILL)
     yield
     eventually(lambda: scene.stage.write("SELECT 1") == [(1,)], "PostgreSQL answers", 30)
 
@@ -638,7 +664,7 @@ def readers_terminated(scene: Scene) -> Iterator[None]:
     note = _strike(scene, "copying", "stop")
     _readers(scene, "pg_terminate_backend")
     if note is not None:
-        _signal(note["pid"], signal.SIGCONT)
+        signal_to(note["pid"], signal.SIGCONT)
     yield
 
 
@@ -875,7 +901,7 @@ def overtaken_refresh(scene: Scene) -> Iterator[None]:
         scene.refresh_ends(second)
         yield
     finally:
-        _signal(note["pid"], signal.SIGCONT)
+        signal_to(note["pid"], signal.SIGCONT)
     scene.refresh_ends(first)
 
 

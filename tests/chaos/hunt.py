@@ -52,9 +52,11 @@ def chase(name: str, seed: int, tell: Callable[[str], None] = aloud) -> Report:
 
 def hunt(names: Sequence[str], *, seed: int, lanes: int, tell: Callable[[str], None] = aloud) -> list[Hunted]:
     """Chases these mutants, and plays their faults on the real thing, which must hold, or being caught means nothing."""
-    commands = [["--seed", str(seed), "--mutant", name] for name in (CONTROL, *names)]
+    everybody = (CONTROL, *names)
+    commands = [["--seed", str(seed), "--mutant", name] for name in everybody]
     result = []
-    for name, report in zip((CONTROL, *names), play(commands, lanes, enough=lambda _: False, tell=tell), strict=True):
+    reports = play(commands, lanes, names=everybody, enough=lambda _: False, tell=tell)
+    for name, report in zip(everybody, reports, strict=True):
         seen = report.violations[0] if report.violations else ""
         says = "the real thing" if name == CONTROL else MUTANTS[name].says
         result.append(Hunted(name, says, not report.good, report.caught_by, seen, round(report.seconds, 1)))

@@ -284,8 +284,7 @@ class Stage:
             self.disarm(step)
             note = self.sprung(name, 0)
             if note is not None and action == "stop":
-                with suppress(ProcessLookupError):
-                    os.kill(note["pid"], signal.SIGCONT)
+                signal_to(note["pid"], signal.SIGCONT)
             raise
         self.disarm(step)
 
@@ -335,6 +334,12 @@ class Stage:
         for service in stack.SERVICES:
             self.kill(service, signal.SIGCONT)
         stack.stop(self.home)
+
+
+def signal_to(pid: int, number: int) -> None:
+    """Sends a signal to a process; one that is gone is no error."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def eventually(condition: Callable[[], bool], what: str, seconds: float, every: float = 0.05) -> float:
