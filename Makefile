@@ -17,9 +17,10 @@ demo: environment ## Show everything at work in about 20 seconds; ends by itself
 test: environment ## Run the tests on servers of their own
 	@$(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not chaos"
 
-chaos: environment ## Break things on purpose, then nothing for SOAK seconds: SEED=… FAULTS=… SOAK=…
+chaos: environment ## Break things on purpose, then nothing for SOAK seconds: SEED=… FAULTS=… SOAK=… OUTAGE=…
 	@$(PYTHON_BIN) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 	@$(PYTHON_BIN) -m tests.chaos $(if $(SEED),--seed $(SEED)) --soak $(if $(SOAK),$(SOAK),300)
+	@$(PYTHON_BIN) -m tests.chaos $(if $(SEED),--seed $(SEED)) --outage $(if $(OUTAGE),$(OUTAGE),300)
 
 up: environment ## Start servers, workers, beat and Flower; Ctrl-C stops them
 	@.venv/bin/retailmedia up

@@ -3,9 +3,10 @@
     python -m tests.chaos --seed 7 --faults 1000
     python -m tests.chaos --mutant all
     python -m tests.chaos --soak 300
+    python -m tests.chaos --outage 300
 
-Exit code 0 if the promise held (with --mutant: if every mutant was caught; with --soak: if nothing grew), 1 if not,
-2 for a wrong argument.
+Exit code 0 if the promise held (with --mutant: if every mutant was caught; with --soak: if nothing grew; with --outage:
+if every process came back to its server), 1 if not, 2 for a wrong argument.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import sys
 import time
 from types import FrameType
 
-from tests.chaos import hunt, lanes, soak
+from embedded.stack import SERVICES
+from tests.chaos import hunt, lanes, outage, soak
 from tests.chaos import run as runs
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
@@ -55,6 +57,10 @@ def main() -> int:
     parser.add_argument(
         "--soak", type=float, default=0.0, metavar="SECONDS", help="break nothing for that long, and see what grows"
     )
+    parser.add_argument(
+        "--outage", type=float, default=0.0, metavar="SECONDS", help="take each server away for that long"
+    )
+    parser.add_argument("--server", choices=SERVICES, default=SERVICES[0], help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument(
         "--raw", action="store_true", help="play here, and print the report for another process to read"
@@ -78,12 +84,19 @@ def main() -> int:
         soaked = soak.soak(given.soak, seed=seed)
         print(json.dumps(soaked.figures(), indent=2) if given.json else soaked.text())
         return 0 if soaked.good else 1
+    if given.outage and not given.raw:
+        reports = outage.outages(given.outage, seed=seed, lanes=given.lanes)
+        found = outage.figures(given.outage, reports)
+        print(json.dumps(found, indent=2) if given.json else outage.text(given.outage, reports))
+        return 0 if all(one.good for one in reports) else 1
     if given.mutant and not given.raw:
         hunted = hunt.hunt(list(MUTANTS) if given.mutant == "all" else [given.mutant], seed=seed, lanes=given.lanes)
         print(json.dumps([one.figures() for one in hunted], indent=2) if given.json else hunt.text(hunted))
         return 0 if hunt.good(hunted) else 1
     if given.raw:
-        if given.mutant:
+        if given.outage:
+            report = outage.outage(given.server, given.outage, seed=seed)
+        elif given.mutant:
             report = hunt.chase("" if given.mutant == hunt.CONTROL else given.mutant, seed)
         else:
             report = runs.run(seed, given.faults, chapter=given.chapter, only=given.only, keep=given.keep)

@@ -1,6 +1,6 @@
 """Nothing goes wrong for a while: what a running product holds on to must not grow.
 
-Writers write, beat ticks, two workers load and rebuild. Every two seconds the memory and open files of each process,
+Writers write, `seed stream` writes, beat ticks, two workers load and rebuild. Every two seconds the memory and open files of each process,
 the keys of Redis, the connections of PostgreSQL and the parts of ClickHouse are read; the first third of the time is
 warming up, and what is held in the last third is compared with the second.
 """
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests import processes
 from tests.chaos import checker
 from tests.chaos.faults import PATIENCE
 from tests.chaos.run import aloud
@@ -27,6 +31,9 @@ EVERY_SECONDS = 2.0
 
 TICK_SECONDS = 2.0
 """Quicker than under faults: what each tick leaves behind is what is looked for."""
+
+STREAM_RATE = 20.0
+"""Impressions a second of `seed stream`, with the clicks on them."""
 
 ALLOWED = {
     "memory": (0.02, 3.0),
@@ -74,7 +81,7 @@ class Soaked:
     def text(self) -> str:
         """For people."""
         width = max((len(one.name) for one in self.held), default=0)
-        lines = [f"{self.seconds:.0f} s, {self.rows} rows written: {'flat' if self.good else 'NOT FLAT'}"]
+        lines = [f"{self.seconds:.0f} s, {self.rows} rows compared: {'flat' if self.good else 'NOT FLAT'}"]
         for one in self.held:
             says = "" if one.flat else f"   GREW by more than {one.allowed:.1f}"
             lines.append(f"  {one.name:<{width}}  {one.before:8.1f} → {one.after:8.1f}{says}")
@@ -104,19 +111,22 @@ def soak(seconds: float, *, seed: int, tell: Callable[[str], None] = aloud) -> S
     """Runs the product for that long under writers and returns what it held on to."""
     samples: list[dict[str, float]] = []
     violations: list[str] = []
+    rows = 0
     with open_stage(tick_seconds=TICK_SECONDS) as stage:
         writers = Writers(stage, random.Random(seed).getrandbits(32))
         writers.start()
         try:
-            began = time.monotonic()
-            while (now := time.monotonic() - began) < seconds:
-                samples.append(sample(stage))
-                if len(samples) % 30 == 1:
-                    tell(f"{now:.0f} s: " + ", ".join(f"{name} {value:.0f}" for name, value in samples[-1].items()))
-                # A measurement at a steady pace, not a wait for something to happen.
-                time.sleep(max(0.0, len(samples) * EVERY_SECONDS - (time.monotonic() - began)))
+            with _stream(stage, seconds):
+                began = time.monotonic()
+                while (now := time.monotonic() - began) < seconds:
+                    samples.append(sample(stage))
+                    if len(samples) % 30 == 1:
+                        tell(f"{now:.0f} s: " + ", ".join(f"{name} {value:.0f}" for name, value in samples[-1].items()))
+                    # A measurement at a steady pace, not a wait for something to happen.
+                    time.sleep(max(0.0, len(samples) * EVERY_SECONDS - (time.monotonic() - began)))
             writers.pause()
             findings, _ = checker.check(stage, seconds=PATIENCE)
+            rows = findings.rows
             if not findings.good:
                 violations.append(findings.told())
             died = {one.name: one.starts - 1 for one in stage.processes.values() if one.starts > 1}
@@ -126,7 +136,31 @@ def soak(seconds: float, *, seed: int, tell: Callable[[str], None] = aloud) -> S
             violations.append(str(violation))
         finally:
             writers.close()
-    return Soaked(seconds, writers.counts["rows inserted"], judged(samples), tuple(violations))
+    return Soaked(seconds, rows, judged(samples), tuple(violations))
+
+
+@contextmanager
+def _stream(stage: Stage, seconds: float) -> Iterator[None]:
+    """`retailmedia seed stream` on the stage's source for the length of the block. Raises `Violation` if it ended before."""
+    log = stage.home / "logs" / "stream.log"
+    # For longer than it may need, and then it is interrupted: that is no error of its.
+    options = ["--rate", f"{STREAM_RATE:g}", "--duration", f"{2 * seconds + 600:.0f}"]
+    command = [sys.executable, "-m", "worker.cli", "seed", "stream", *options]
+    with log.open("wb") as told:
+        process = subprocess.Popen(
+            command,
+            cwd=processes.ROOT,
+            env=processes.environment(stage.settings),
+            stdout=told,
+            stderr=told,
+            start_new_session=True,
+        )
+        try:
+            yield
+            if process.poll() is not None:
+                raise Violation(f"seed stream ended with {process.returncode}: {log.read_text()[-300:]}")
+        finally:
+            processes.end(process, signal.SIGINT)
 
 
 def sample(stage: Stage) -> dict[str, float]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedded.stack import SERVICES
-from tests.chaos import hunt, lanes, soak
+from tests.chaos import hunt, lanes, outage, soak
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.run import CHAPTER, Report, cut, longest_first, percentile, schedule
@@ -96,3 +96,11 @@ def test_a_harness_that_misses_a_mutant_would_be_noticed() -> None:
 def test_every_mutant_is_caught() -> None:
     hunted = hunt.hunt(list(MUTANTS), seed=SEED, lanes=3, tell=print)
     assert hunt.good(hunted), hunt.text(hunted)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_everybody_comes_back_to_a_server_that_was_away() -> None:
+    reports = outage.outages(60, seed=SEED, lanes=3, tell=print)
+    assert all(one.good for one in reports), outage.text(60, reports)
+    assert all(one.rows_compared > 500 for one in reports)
