@@ -26,6 +26,10 @@ EXAMPLE_PASSWORD = "change-me-"  # noqa: S105 - how the passwords of .env.exampl
 PricingModel = Literal["cpc", "cpm", "cpi"]
 
 
+UNREADABLE = "an address that cannot be read"
+"""What stands for the address of a server where showing any part of it might show a part of the password."""
+
+
 class ClickHouseAddress(NamedTuple):
     """The parts of a `clickhouse://` DSN, percent-decoded."""
 
@@ -380,17 +384,17 @@ class Settings(BaseSettings):
                     hosts = ",".join(f"{host}:{port}" for host, port in address.sentinels)
                     return f"{hosts}/{address.database}, master {address.master}"
                 dsn = address.url
-        parts = urlsplit(dsn)
-        if not parts.scheme:
+        if "://" not in dsn:
             # libpq also takes `host=… port=… dbname=… password=…`.
             known = dict(re.findall(r"\b(host|hostaddr|port|dbname)\s*=\s*'?([^\s']+)", dsn))
             host, port = known.get("host") or known.get("hostaddr") or "localhost", known.get("port", "")
             return f"{host}{f':{port}' if port else ''}{'/' + known['dbname'] if 'dbname' in known else ''}"
-        try:
-            port = f":{parts.port}" if parts.port else ""
-        except ValueError:
-            port = ""
-        return f"{parts.hostname or 'localhost'}{port}{parts.path}"
+        authority, _, tail = dsn.partition("://")[2].partition("/")
+        if "@" in tail:
+            # The slash was one of the password's, so what looks like a port and a path are parts of it.
+            return UNREADABLE
+        hosts, path = authority.rpartition("@")[2].partition("?")[0], re.split(r"[?#]", tail)[0]
+        return f"{hosts or 'localhost'}{'/' + path if path else ''}"
 
 
 def _reason(error: Exception) -> str:

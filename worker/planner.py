@@ -6,7 +6,8 @@ the same place. Hands out nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -18,7 +19,7 @@ from worker.ledger import CHECKPOINT_AFTER, Coverage, Failure, Ledger
 from worker.source import Horizon, Source
 from worker.streams import STREAMS, Stream
 from worker.watermarks import Observation, Watermark, WatermarkStore, parse_watermark
-from worker.windows import ORIGIN, Window, cut, gaps, merged
+from worker.windows import ORIGIN, Window, cut, gaps, merged, to_micros
 
 log = structlog.get_logger()
 
@@ -203,8 +204,12 @@ def cut_range(
     the horizon.
     """
     windows: list[Window] = []
+    tried = innermost(failures.values())
+    starts = [failure.window.lo for failure in tried]
     for gap in gaps(within, taken):
-        for piece in again(gap, failures, waiting):
+        # Those that begin in the gap; `again` leaves out what reaches beyond it.
+        inside = tried[bisect_left(starts, gap.lo) : bisect_left(starts, gap.hi)]
+        for piece in again(gap, inside, waiting):
             if len(windows) >= budget:
                 return windows
             if piece in failures:
@@ -225,22 +230,32 @@ def cut_range(
     return windows
 
 
-def again(gap: Window, failures: dict[Window, Failure], waiting: list[Failure]) -> list[Window]:
+def innermost(failures: Iterable[Failure]) -> list[Failure]:
+    """Failures of windows within which no other failed, in order of time: of windows that failed and whose halves failed
+    too, the halves say more.
+
+    In one sweep, because where every load fails for hours there are tens of thousands.
+    """
+    result: list[Failure] = []
+    least: datetime | None = None
+    # From the back, so that whatever lies within a window was seen before it.
+    for failure in sorted(failures, key=lambda one: (one.window.lo, -to_micros(one.window.hi)), reverse=True):
+        if least is None or least > failure.window.hi:
+            result.append(failure)
+            least = failure.window.hi
+    return result[::-1]
+
+
+def again(gap: Window, failures: Sequence[Failure], waiting: list[Failure]) -> list[Window]:
     """The gap, parted so that windows that failed before are tried by themselves, later each time, and then halved.
 
-    A failed window whose time has not come is put on `waiting` and left out.
+    `failures` are the innermost ones. A failed window whose time has not come is put on `waiting` and left out.
     """
-    troubled = [failure for window, failure in failures.items() if gap.lo <= window.lo and window.hi <= gap.hi]
+    troubled = [failure for failure in failures if gap.lo <= failure.window.lo and failure.window.hi <= gap.hi]
     if not troubled:
         return [gap]
-    # Of windows that failed and whose halves failed too, the innermost say most.
-    innermost = [
-        failure
-        for failure in troubled
-        if not any(other is not failure and _inside(other.window, failure.window) for other in troubled)
-    ]
-    result = gaps_or_nothing(gap, [failure.window for failure in innermost])
-    for failure in innermost:
+    result = gaps_or_nothing(gap, [failure.window for failure in troubled])
+    for failure in troubled:
         halves = failure.window.halves() if failure.count >= SPLIT_AFTER else None
         due = failure.last + backoff(failure.count)
         if halves:
@@ -258,10 +273,6 @@ def gaps_or_nothing(within: Window, taken: Sequence[Window]) -> list[Window]:
     if covered and covered[0].lo <= within.lo and covered[0].hi >= within.hi:
         return []
     return gaps(within, covered)
-
-
-def _inside(inner: Window, outer: Window) -> bool:
-    return outer.lo <= inner.lo and inner.hi <= outer.hi and inner != outer
 
 
 def backoff(failures: int) -> timedelta:

@@ -30,7 +30,7 @@ from psycopg2 import sql as pgsql
 
 from worker import transient
 from worker.columns import Column, Int64s, Refusals, Rows, since_1970
-from worker.config import Settings
+from worker.config import UNREADABLE, Settings
 from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
 from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
 from worker.sql import named
@@ -334,11 +334,10 @@ class Source:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection: psycopg2.extensions.connection | None = None
-        self._trusted = False
 
     def close(self) -> None:
         """Closes the session; the next statement opens another."""
-        connection, self._connection, self._trusted = self._connection, None, False
+        connection, self._connection = self._connection, None
         if connection is not None:
             try:
                 connection.close()
@@ -354,6 +353,7 @@ class Source:
     def _open(self) -> psycopg2.extensions.connection:
         if self._connection is None or self._connection.closed:
             settings = self._settings
+            self._refuse_unreadable()
             try:
                 connection = psycopg2.connect(
                     settings.source_dsn,
@@ -368,10 +368,6 @@ class Source:
                     f"{settings.postgres_statement_timeout_seconds * 1000} "
                     "-c idle_in_transaction_session_timeout=600000",
                 )
-            except psycopg2.ProgrammingError as error:
-                raise SourceFailure(
-                    f"POSTGRES_DSN is not usable: {str(error).strip().partition(chr(10))[0]}."
-                ) from None
             except psycopg2.Error as error:
                 reason = str(error).strip().replace("\n", " ")
                 raise TransientSource(
@@ -381,6 +377,19 @@ class Source:
             connection.autocommit = True
             self._connection = connection
         return self._connection
+
+    def _refuse_unreadable(self) -> None:
+        """Raises `SourceFailure` where libpq would take a part of the password for something else, and repeat it."""
+        try:
+            port = str(psycopg2.extensions.parse_dsn(self._settings.source_dsn).get("port", ""))
+            known = all(one.isdecimal() for one in port.split(",") if one)
+        except psycopg2.ProgrammingError:
+            known = False
+        if not known or self._settings.server_label("postgres") == UNREADABLE:
+            raise SourceFailure(
+                "POSTGRES_DSN is not usable: it must read postgresql://user:password@host:port/database, with each special "
+                "character of user and password percent-encoded, or be a list of key=value as libpq takes it."
+            )
 
     @contextmanager
     def _deadline(self, connection: psycopg2.extensions.connection) -> Iterator[None]:
@@ -451,8 +460,7 @@ class Source:
 
     def privileges(self) -> dict[str, Any]:
         """standby, reads_all_stats, role, database and version of this session's server."""
-        row = self._query("checking privileges", named("source", "privileges"))[0]
-        return dict(zip(("standby", "reads_all_stats", "role", "database", "version"), row, strict=True))
+        return _privileges(self._query("checking privileges", named("source", "privileges")))
 
     def tables(self) -> list[TableFacts]:
         """How the source tables stand; for `doctor`."""
@@ -463,10 +471,13 @@ class Source:
         return SourceTotals(*self._query("adding up its tables", named("source", "totals"))[0])
 
     def require_safe(self) -> None:
-        """Raises `HorizonUnsafe` where open transactions of others cannot be seen, so that rows would be lost."""
-        if self._trusted:
-            return
-        found = self.privileges()
+        """Raises `HorizonUnsafe` where open transactions of others cannot be seen, so that rows would be lost.
+
+        Asked anew each time: a right that is taken away holds for sessions that are open.
+        """
+        self._refuse_unsafe(self.privileges())
+
+    def _refuse_unsafe(self, found: dict[str, Any]) -> None:
         if found["standby"]:
             raise HorizonUnsafe(
                 f"PostgreSQL at {self._settings.server_label('postgres')} is a standby, where the transactions still open "
@@ -477,7 +488,6 @@ class Source:
                 f"Role {found['role']} cannot see when other roles' transactions began, so rows would be missed; run as a "
                 f'superuser: GRANT pg_read_all_stats TO "{found["role"]}";'
             )
-        self._trusted = True
 
     def now(self) -> datetime:
         """The server's clock, UTC."""
@@ -485,20 +495,28 @@ class Source:
         return instant(value)
 
     def horizon(self) -> Horizon:
-        """The safe horizon. The order of the three statements matters and so they are three.
+        """The safe horizon. The order of the statements matters and so they are not one.
 
         A transaction that begins after the clock was read is stamped later than the clock. One open when activity is
-        read is counted there. One prepared in between is seen by the last statement. Raises `HorizonUnsafe`.
+        read is counted there, if this role may see it at that time. One prepared in between is seen by the last
+        statement. Raises `HorizonUnsafe`.
         """
 
         def work() -> Horizon:
-            self.require_safe()
             now = instant(self._once("reading its clock", named("source", "now"))[0][0])
             active = self._once("looking for open transactions", named("source", "open_transactions"))
+            self._refuse_unsafe(_privileges(self._once("checking privileges", named("source", "privileges"))))
+            for pid, user, _, since in active:
+                if since is None:
+                    raise HorizonUnsafe(
+                        f"Session {pid} of {user} runs with track_activities off, so when its transaction began cannot be "
+                        f'seen and rows would be missed: ALTER ROLE "{user}" SET track_activities = on; and let it '
+                        "reconnect."
+                    )
             prepared = self._once("looking for prepared transactions", named("source", "prepared_transactions"))
             holders = [
                 Holder(f"pid {pid}", user, application, instant(since), now - instant(since))
-                for pid, user, application, since, _ in active
+                for pid, user, application, since in active
             ]
             held = [
                 Holder(f"prepared {gid}", owner, "", instant(at), now - instant(at), True)
@@ -670,7 +688,7 @@ class Source:
 
         def copy() -> None:
             try:
-                with connection.cursor() as cursor:
+                with self._deadline(connection), connection.cursor() as cursor:
                     cursor.copy_expert(statement, pump)
                 out.extend(b"Z\x00\x00\x00\x05I")
                 pump.flush()
@@ -789,6 +807,10 @@ def _chunks(
         raise ProtocolError("the copy ended before its end")
     collected.finish()
     yield from collected.ready
+
+
+def _privileges(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    return dict(zip(("standby", "reads_all_stats", "role", "database", "version"), rows[0], strict=True))
 
 
 def _cut(connection: psycopg2.extensions.connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -43,9 +44,16 @@ class Overview:
     streams: tuple[Standing, ...]
 
 
-def covers(windows: Sequence[Window], window: Window) -> bool:
-    """Whether the windows together hold all of that window."""
-    return any(held.lo <= window.lo and window.hi <= held.hi for held in merged(windows))
+def uncovered(failures: Sequence[Failure], windows: Sequence[Window]) -> tuple[Failure, ...]:
+    """Failures of windows that these windows together do not hold all of."""
+    held = merged(windows)
+    starts = [window.lo for window in held]
+
+    def covered(window: Window) -> bool:
+        position = bisect_right(starts, window.lo) - 1
+        return position >= 0 and window.hi <= held[position].hi
+
+    return tuple(failure for failure in failures if not covered(failure.window))
 
 
 def _through(source: Source, stream: Stream, watermark: datetime, horizon: datetime | None) -> datetime:
@@ -86,7 +94,7 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
                 rows.get(stream.name, 0),
                 aside.get(stream.name, 0),
                 len(store.in_flight(stream, uuid)),
-                tuple(f for f in ledger.failures(stream, uuid, watermark) if not covers(covered, f.window)),
+                uncovered(ledger.failures(stream, uuid, watermark), covered),
                 next((run for run in runs if stream.name in run.streams), None),
             )
         )

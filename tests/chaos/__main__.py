@@ -84,6 +84,8 @@ def main() -> int:
         soaked = soak.soak(given.soak, seed=seed)
         print(json.dumps(soaked.figures(), indent=2) if given.json else soaked.text())
         return 0 if soaked.good else 1
+    if given.outage < 0:
+        parser.error(f"--outage {given.outage:g}: give the seconds each server is to be away")
     if given.outage and not given.raw:
         reports = outage.outages(given.outage, seed=seed, lanes=given.lanes)
         found = outage.figures(given.outage, reports)

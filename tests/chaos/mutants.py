@@ -50,7 +50,7 @@ def _newest_row() -> None:
 
 
 def _idle_transactions() -> None:
-    _reword("source", "open_transactions", "AND xact_start IS NOT NULL", "AND xact_start IS NOT NULL AND backend_xid IS NOT NULL")  # fmt: skip
+    _reword("source", "open_transactions", "(xact_start IS NOT NULL OR", "(xact_start IS NOT NULL AND backend_xid IS NOT NULL OR")  # fmt: skip
 
 
 def _prepared_transactions() -> None:

@@ -1,8 +1,8 @@
 """Nothing goes wrong for a while: what a running product holds on to must not grow.
 
-Writers write, `seed stream` writes, beat ticks, two workers load and rebuild. Every two seconds the memory and open files of each process,
-the keys of Redis, the connections of PostgreSQL and the parts of ClickHouse are read; the first third of the time is
-warming up, and what is held in the last third is compared with the second.
+Writers and `seed stream` write, beat ticks, two workers load and rebuild. Every two seconds the memory and open files of
+each process, the keys of Redis, the connections of PostgreSQL and the parts of ClickHouse are read; the first third of
+the time is warming up, and what is held in the last third is compared with the second.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
 
 from embedded import stack as embedded_stack
-from tests.agreement import sync
+from tests.agreement import assert_agreement, sync
 from tests.conftest import administer
 from tests.integration.test_pipeline import add, campaigns, write
 from worker import sink as sink_module
@@ -32,6 +32,7 @@ from worker import transient
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import (
+    BadInput,
     HorizonUnsafe,
     RefusedRows,
     SchemaMismatch,
@@ -421,3 +422,111 @@ def _fill(writer: Connection, rows: int, since: str) -> None:
         since,
         rows,
     )
+
+
+def test_one_transaction_may_touch_ids_of_any_number_of_partitions(servers: Servers, writer: Connection) -> None:
+    (campaign, *_) = campaigns(writer)
+    write(
+        writer,
+        "INSERT INTO impressions (id, campaign_id, created_at) "
+        "SELECT 1 + n * 10000000::bigint, %s, '2026-11-18T10:00:00Z' FROM generate_series(0, 150) AS n",
+        campaign,
+    )
+    sync(servers)
+    assert_agreement(writer, servers)
+
+
+def test_rows_of_one_window_may_lie_in_any_number_of_days(servers: Servers) -> None:
+    days = [date(1990, 1, 1) + timedelta(days=n) for n in range(13_000)]
+    servers.ledger.mark_days(days[:-500], again=days[-1000:])
+    marked = servers.sink.query("looking", "SELECT date_id, again FROM day_marks ORDER BY date_id")
+    assert marked == [(day, day in days[-500:]) for day in days]
+
+
+@pytest.fixture
+def role(settings: Settings, writer: Connection) -> Iterator[tuple[str, str]]:
+    """A role that may write events, and its DSN."""
+    name = f"other_{settings.sink_address.database}"
+    administer(settings.postgres_dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+    try:
+        for table in ("advertiser", "campaign", "impressions", "clicks"):
+            write(writer, f"GRANT SELECT, INSERT ON {table} TO {name}")
+        parts = urlsplit(settings.postgres_dsn)
+        yield name, f"postgresql://{name}:x@{parts.hostname}:{parts.port}{parts.path}"
+    finally:
+        administer(settings.postgres_dsn, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_a_role_whose_transactions_are_not_tracked_is_refused_and_named(
+    settings: Settings, writer: Connection, role: tuple[str, str]
+) -> None:
+    name, dsn = role
+    administer(settings.postgres_dsn, f"ALTER ROLE {name} SET track_activities = off")
+    with Source(settings) as source:
+        assert source.horizon().at is not None
+        with contextlib.closing(psycopg2.connect(dsn)) as untracked:
+            write(untracked, "INSERT INTO impressions (campaign_id, created_at) VALUES (NULL, now())")
+            with pytest.raises(HorizonUnsafe, match=f"{name}.*track_activities"):
+                source.horizon()
+
+
+def test_a_right_taken_away_while_a_session_is_open_is_missed_at_once(
+    settings: Settings, writer: Connection, role: tuple[str, str]
+) -> None:
+    name, dsn = role
+    write(writer, f"GRANT pg_read_all_stats TO {name}")
+    with Source(settings.model_copy(update={"postgres_dsn": dsn})) as source:
+        assert source.horizon().at is not None
+        write(writer, f"REVOKE pg_read_all_stats FROM {name}")
+        with pytest.raises(HorizonUnsafe, match="GRANT pg_read_all_stats"):
+            source.horizon()
+
+
+def test_transactions_that_follow_each_other_in_one_message_hold_the_horizon_at_its_start(
+    settings: Settings, writer: Connection
+) -> None:
+    # Each is stamped with the start of the message, and between two of them none is open.
+    ended = threading.Event()
+    with contextlib.closing(psycopg2.connect(settings.postgres_dsn)) as busy, Source(settings) as source:
+        busy.autocommit = True
+        begun = source.now()
+
+        def many() -> None:
+            try:
+                write(busy, "BEGIN; COMMIT; " * 60_000)
+            finally:
+                ended.set()
+
+        thread = threading.Thread(target=many)
+        thread.start()
+        try:
+            pid = busy.info.backend_pid
+            while not ended.is_set():
+                began = write(
+                    writer, "SELECT query_start FROM pg_stat_activity WHERE pid = %s AND state = 'active'", pid
+                )
+                horizon = source.horizon()
+                if began and began[0][0] > begun and not ended.is_set():
+                    assert horizon.at is not None
+                    assert horizon.at <= began[0][0]
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "sync:s3cret/part@db:5432/ads",
+        "postgres//sync:s3cret/part@db:5432/ads",
+        "postgresql://sync:s3cret/part@db/ads",
+        "postgresql://sync:s3cret%part@db:5432/ads",
+        "host=db passwort=s3cret/part",
+    ],
+)
+def test_a_malformed_dsn_is_refused_without_its_password(settings: Settings, dsn: str) -> None:
+    broken = settings.model_copy(update={"postgres_dsn": dsn})
+    with Source(broken) as source, pytest.raises((SourceFailure, BadInput)) as refusal:
+        source.now()
+    for told in (str(refusal.value), broken.server_label("postgres")):
+        assert "s3cret" not in told
+        assert "part" not in told

@@ -16,14 +16,20 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from psycopg2.extensions import connection as Connection
 
+from tests.integration.test_edges import Blackhole
+from tests.integration.test_pipeline import add, campaigns
 from tests.processes import ROOT, environment
+from worker import source as source_module
 from worker.celery import create_app
 from worker.config import Settings
-from worker.errors import Unreachable
+from worker.errors import TransientSource, Unreachable
 from worker.sink import Sink
 from worker.source import Source
+from worker.streams import STREAMS
 from worker.watermarks import WatermarkStore
+from worker.windows import ORIGIN, Window
 
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 
@@ -198,3 +204,33 @@ def _ask_sink(secure: Settings) -> None:
 def _ask_redis(secure: Settings) -> None:
     with contextlib.closing(WatermarkStore(secure)) as store:
         store.ping()
+
+
+def test_a_copy_over_tls_that_falls_silent_is_given_up(
+    settings: Settings,
+    tunnels: dict[str, Tunnel],
+    trusted: Path,
+    writer: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source_module, "GRACE_SECONDS", 0.5)
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 10_000)
+    secure = encrypted(settings, tunnels, trusted)
+    port = tunnels["postgres"].port
+    relay = Blackhole("127.0.0.1", port)
+    through_it = secure.postgres_dsn.replace(f":{port}/", f":{relay.port}/")
+    impatient = {"postgres_dsn": through_it, "postgres_statement_timeout_seconds": 1}
+
+    def read(source: Source, window: Window) -> None:
+        with source.snapshot():
+            relay.silent.set()
+            list(source.read_events(STREAMS["impressions"], window, 100))
+
+    try:
+        with Source(secure.model_copy(update=impatient)) as source:
+            window = Window(ORIGIN, source.now())
+            with pytest.raises(TransientSource):
+                read(source, window)
+    finally:
+        relay.close()

@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import BadInput
+from worker.ledger import Failure
 from worker.pipeline import HOUR_MICROS, hours_of
+from worker.planner import innermost
+from worker.standing import uncovered
 from worker.windows import (
     MICROSECOND,
     ORIGIN,
@@ -172,3 +175,21 @@ def test_hours_of_instants_close_together_or_centuries_apart_are_those_of_each(i
     near = [instants[0] + n * 24 * HOUR_MICROS for n in range(days)]
     for some in (instants, near or instants):
         assert hours_of(np.array(some, dtype=np.int64)) == {instant // HOUR_MICROS for instant in some}
+
+
+def failed(some: list[Window]) -> list[Failure]:
+    return [Failure(window, 1, ORIGIN, "", ORIGIN) for window in dict.fromkeys(some)]
+
+
+@given(many)
+def test_the_innermost_failures_are_those_within_which_no_other_window_failed(some: list[Window]) -> None:
+    expected = {
+        window for window in some if not any(o != window and window.lo <= o.lo and o.hi <= window.hi for o in some)
+    }
+    assert [failure.window for failure in innermost(failed(some))] == sorted(expected)
+
+
+@given(many, many)
+def test_a_failure_counts_until_its_window_is_held_whole(some: list[Window], held: list[Window]) -> None:
+    expected = [window for window in dict.fromkeys(some) if not instants([window]) <= instants(held)]
+    assert [failure.window for failure in uncovered(failed(some), held)] == expected

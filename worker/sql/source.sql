@@ -60,14 +60,20 @@ SELECT clock_timestamp()
 -- name: open_transactions
 -- Everyone in this database who has a transaction open, writing or not: a transaction that has not written yet may
 -- still write rows stamped with its start. Our own readers are left out: their sessions are read-only.
-SELECT pid, coalesce(usename, backend_type)::text, coalesce(application_name, ''), xact_start, state
+-- Of transactions that follow each other in one message each is stamped with the start of the message, also one that is
+-- not begun yet. Of sessions without track_activities nothing is known: they have no start, and are for the caller.
+SELECT
+    pid,
+    coalesce(usename, backend_type)::text,
+    coalesce(application_name, ''),
+    CASE WHEN state IS DISTINCT FROM 'disabled' THEN coalesce(xact_start, query_start) END AS since
 FROM pg_stat_activity
 WHERE (datid = (SELECT oid FROM pg_database WHERE datname = current_database()) OR datid IS NULL)
     AND pid <> pg_backend_pid()
-    AND xact_start IS NOT NULL
+    AND (xact_start IS NOT NULL OR state IN ('active', 'fastpath function call', 'disabled'))
     AND backend_type NOT IN ('autovacuum worker', 'autovacuum launcher', 'walsender')
     AND application_name <> 'retailmedia reader'
-ORDER BY xact_start
+ORDER BY since
 
 -- name: prepared_transactions
 SELECT gid, owner::text, prepared
