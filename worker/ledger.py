@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
-from worker.sql import named
+from worker.sql import chunks, named
 from worker.streams import Stream
 from worker.windows import ORIGIN, Window, contiguous_end, instant, to_micros
 
@@ -282,9 +282,7 @@ class Ledger:
         """
         own = set(days)
         others = set(again) - own
-        everything = sorted(own | others)
-        for begin in range(0, len(everything), DAYS_AT_ONCE):
-            some = everything[begin : begin + DAYS_AT_ONCE]
+        for some in chunks(sorted(own | others), DAYS_AT_ONCE):
             parameters = {"days": some, "again": [day for day in some if day in others]}
             self._sink.command("marking days", named("events", "mark_days"), parameters)
 

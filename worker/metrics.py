@@ -11,7 +11,7 @@ import structlog
 from worker.config import Settings
 from worker.errors import SinkFailure, TransientSink
 from worker.sink import Sink, quoted, rendered
-from worker.sql import named
+from worker.sql import chunks, named
 from worker.windows import MICROSECOND, ORIGIN, day_bounds, instant
 
 log = structlog.get_logger()
@@ -84,7 +84,7 @@ def rebuild(sink: Sink, settings: Settings, days: Sequence[date]) -> Rebuilt:
 
 def batches(days: Sequence[date]) -> list[list[date]]:
     """Sorted days, at most `DAYS_AT_ONCE` together. They need not adjoin: events that come late lie scattered."""
-    return [list(days[begin : begin + DAYS_AT_ONCE]) for begin in range(0, len(days), DAYS_AT_ONCE)]
+    return list(chunks(days, DAYS_AT_ONCE))
 
 
 def runs(days: Sequence[date]) -> list[tuple[date, date]]:

@@ -28,7 +28,7 @@ from worker.ledger import Ledger, dedup_token
 from worker.rules import Marks, judge
 from worker.sink import Sink, quoted
 from worker.source import EventColumns, Source, utc
-from worker.sql import named
+from worker.sql import chunks, named
 from worker.streams import EVENTS_TABLE, Stream
 from worker.windows import MICROSECOND, ORIGIN, Window, days_of_hours, format_instant, from_micros
 
@@ -417,9 +417,8 @@ def _without_released(sink: Sink, stream: Stream, chunk: EventColumns, judged: d
     """Rows the rules found, less those a person released as they are."""
     positions = {int(chunk.event_id[position]): position for position in judged}
     released: set[int] = set()
-    ids = sorted(positions)
-    for begin in range(0, len(ids), IDS_AT_ONCE):
-        parameters = {"stream": stream.name, "ids": tuple(ids[begin : begin + IDS_AT_ONCE])}
+    for some in chunks(sorted(positions), IDS_AT_ONCE):
+        parameters = {"stream": stream.name, "ids": tuple(some)}
         for event_id, content in sink.named("quarantine", "releases", parameters, settings={"max_query_size": 2**28}):
             row = _row(stream, chunk, positions[event_id])
             del row["inserted_at"]

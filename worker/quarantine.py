@@ -18,7 +18,7 @@ from typing import Any, Literal
 from worker.errors import BadInput
 from worker.rules import RULES
 from worker.sink import Sink
-from worker.sql import named
+from worker.sql import chunks, named
 from worker.streams import Stream
 from worker.streams import stream as stream_of
 from worker.windows import MICROSECOND, Window, instant, parse_instant
@@ -124,13 +124,8 @@ def decide(sink: Sink, chosen: Sequence[Held], decision: Decision, reason: str) 
     for held in chosen:
         by_stream.setdefault(held.stream, []).append(held.event_id)
     for stream, ids in by_stream.items():
-        for begin in range(0, len(ids), IDS_AT_ONCE):
-            parameters = {
-                "stream": stream,
-                "ids": tuple(ids[begin : begin + IDS_AT_ONCE]),
-                "decision": decision,
-                "reason": reason,
-            }
+        for some in chunks(ids, IDS_AT_ONCE):
+            parameters = {"stream": stream, "ids": tuple(some), "decision": decision, "reason": reason}
             sink.command("writing a decision", named("quarantine", "decide"), parameters)
     return len(chosen)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from worker.errors import BadInput
 from worker.ledger import Ledger
 from worker.sink import Sink, quoted
 from worker.source import Source
-from worker.sql import named
+from worker.sql import chunks, named
 from worker.streams import EVENTS_TABLE, Stream
 from worker.windows import ORIGIN, Window, day_bounds, format_instant, from_micros
 
@@ -183,12 +183,6 @@ def differing(ours: Iterable[Sequence[Any]], theirs: Iterable[Sequence[Any]]) ->
 def quarter_start(place: int) -> datetime:
     """When the quarter of an hour of that place begins, UTC."""
     return from_micros((place - QUARTERS_TO_1970) * QUARTER_MICROS)
-
-
-def chunks(values: Sequence[int], size: int) -> Iterator[list[int]]:
-    """The values, so many at a time."""
-    for begin in range(0, len(values), size):
-        yield list(values[begin : begin + size])
 
 
 def watermark(ledger: Ledger, stream: Stream) -> datetime:

@@ -21,7 +21,7 @@ from worker.errors import BadInput
 from worker.ledger import Ledger
 from worker.sink import Sink, quoted
 from worker.source import Source
-from worker.sql import named
+from worker.sql import chunks, named
 from worker.streams import EVENTS_TABLE, Stream
 from worker.windows import ORIGIN, Window, cut
 
@@ -138,13 +138,12 @@ def _gone(
     rewind = timedelta(seconds=settings.failover_rewind_seconds)
     with source.snapshot() as snapshot:
         version = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
-        for begin in range(0, len(suspects), IDS_AT_ONCE):
-            some = suspects[begin : begin + IDS_AT_ONCE]
+        for some in chunks(suspects, IDS_AT_ONCE):
             found = source.in_snapshot("looking for deleted rows", "replay", "present", stream, {"ids": some})
             there = {event_id for (event_id,) in found}
             gone += [event_id for event_id in some if event_id not in there]
-    for begin in range(0, len(gone), IDS_AT_ONCE):
-        parameters = {"ids": tuple(gone[begin : begin + IDS_AT_ONCE])}
+    for some in chunks(gone, IDS_AT_ONCE):
+        parameters = {"ids": tuple(some)}
         statement = named("replay", "confirm").format(plan=quoted(plan))
         sink.command("confirming deletions", statement, parameters, settings=LARGE, retry=False)
     return tuple(gone), version
@@ -179,9 +178,8 @@ def apply(sink: Sink, ledger: Ledger, run_id: str, ready: Prepared) -> Replay:
     # Not retried: what an unknown outcome left is seen and mended by doing the replay again.
     statement = named("replay", "apply").format(columns=columns, **tables)
     sink.command("applying a replay", statement, parameters, retry=False)
-    for begin in range(0, len(ready.gone), IDS_AT_ONCE):
-        ids = tuple(ready.gone[begin : begin + IDS_AT_ONCE])
-        buried = {**parameters, "ids": ids, "version": ready.version}
+    for some in chunks(ready.gone, IDS_AT_ONCE):
+        buried = {**parameters, "ids": tuple(some), "version": ready.version}
         sink.command(
             "burying deleted events", named("replay", "bury").format(**tables), buried, settings=LARGE, retry=False
         )

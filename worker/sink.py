@@ -233,9 +233,13 @@ class Sink:
         """
         statement = f"INSERT INTO {quoted(table)} ({', '.join(quoted(name) for name in columns)}) VALUES"
         # A block holds an id once, so replacing within it at insert would find nothing and cost a tenth of the time.
-        settings = {**RELIED_ON, "insert_deduplication_token": token, "optimize_on_insert": 0}
         # Ids of one transaction lie in as many partitions as they like; what the server allows by itself is a hundred.
-        settings["max_partitions_per_insert_block"] = 0
+        settings = {
+            **RELIED_ON,
+            "insert_deduplication_token": token,
+            "optimize_on_insert": 0,
+            "max_partitions_per_insert_block": 0,
+        }
         sent = self.retried(lambda: self._once(f"loading into {table}", statement, settings=settings, columns=columns))
         return int(sent)
 

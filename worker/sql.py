@@ -7,8 +7,12 @@ is the statement. Nothing here talks to a server or fills in a value.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _HEAD = re.compile(r"^-- name: (?P<name>[a-z_]+)[ \t]*$", re.MULTILINE)
 _STATEMENTS = Path(__file__).parent / "sql"
@@ -34,3 +38,9 @@ def statements(file: str) -> dict[str, str]:
 def named(file: str, name: str) -> str:
     """One statement. Raises `KeyError` if the file has none of that name."""
     return statements(file)[name]
+
+
+def chunks(values: Sequence[T], size: int) -> Iterator[list[T]]:
+    """The values, so many at a time: servers limit how long a statement may be."""
+    for begin in range(0, len(values), size):
+        yield list(values[begin : begin + size])
