@@ -185,7 +185,7 @@ def load_window(
     if table != EVENTS_TABLE:
         # Of a refresh that was overtaken hundreds of windows may still wait in line.
         _require_target(sink, stream, window, table, uuid)
-    with source.snapshot() as snapshot:
+    with source.snapshot([stream]) as snapshot:
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
         commits, begun = ledger.committed(stream, uuid, window, generation)
         if not again and _covered(window, commits):
@@ -519,7 +519,7 @@ def load_dimension(
     """
     horizon = source.horizon().at
     statement = named("dimensions", f"create_staging_{stream.name}")
-    with source.snapshot() as snapshot, sink.staging(DIMENSION_STAGING, statement) as staging:
+    with source.snapshot([stream]) as snapshot, sink.staging(DIMENSION_STAGING, statement) as staging:
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
         version = snapshot.version(generation)
         table = quoted(staging)

@@ -226,7 +226,7 @@ def reconcile(
         {"horizon": horizon, "lo": within.lo, "hi": within.hi, "held": held, "event_type": stream.event_type},
     )
     limit = settings.reconcile_heal_limit
-    with source.snapshot():
+    with source.snapshot([stream]):
         ours = compared.ours("quarters", "adding up events")
         theirs = compared.theirs("quarters", "adding up events")
         places = differing(ours, theirs)
@@ -362,7 +362,7 @@ def _judged(
     defects: list[Defect] = []
     for ids in chunks(suspects, ROWS_AT_ONCE):
         versions, theirs = target_state(sink, stream, ids)
-        with source.snapshot() as snapshot:
+        with source.snapshot([stream]) as snapshot:
             rewind = timedelta(seconds=settings.failover_rewind_seconds)
             version = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
             ours = source_state(source, stream, ids)

@@ -136,7 +136,7 @@ def _gone(
     suspects = [int(event_id) for (event_id,) in rows]
     gone: list[int] = []
     rewind = timedelta(seconds=settings.failover_rewind_seconds)
-    with source.snapshot() as snapshot:
+    with source.snapshot([stream]) as snapshot:
         version = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
         for some in chunks(suspects, IDS_AT_ONCE):
             found = source.in_snapshot("looking for deleted rows", "replay", "present", stream, {"ids": some})

@@ -173,7 +173,7 @@ def _look(
     bounds = {"lo": day_bounds(min(days), zone).lo, "hi": day_bounds(max(days), zone).hi}
     ours: dict[tuple[date, str], Content] = {}
     theirs: dict[tuple[date, str], Content] = {}
-    with source.snapshot() as snapshot:
+    with source.snapshot(EVENT_STREAMS) as snapshot:
         rewind = timedelta(seconds=settings.failover_rewind_seconds)
         number = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
         for stream in EVENT_STREAMS:

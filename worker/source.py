@@ -14,7 +14,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -28,19 +28,16 @@ import tenacity
 from numpy.typing import NDArray
 from psycopg2 import sql as pgsql
 
-from worker import transient
+from worker import sessions, transient
 from worker.columns import Column, Int64s, Refusals, Rows, since_1970
 from worker.config import UNREADABLE, Settings
 from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
 from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
 from worker.sql import named
-from worker.streams import Stream
+from worker.streams import EVENT_STREAMS, STREAMS, Stream
 from worker.windows import Histogram, Window, instant
 
 log = structlog.get_logger()
-
-READER = "retailmedia reader"
-"""Application name of every session opened here; the horizon leaves these read-only sessions out."""
 
 GRACE_SECONDS = 15
 """How much longer than the server's own limit a statement may take before its connection is cut."""
@@ -100,9 +97,19 @@ class Snapshot:
         """A number that never falls as snapshots of one generation get newer; equal numbers see equal data.
 
         generation·2^56 + xmax·2^16 + (65535 − transactions in progress): between two snapshots of one xmax, the newer
-        one has fewer transactions in progress.
+        one has fewer transactions in progress. Raises `HorizonUnsafe` where one of the three has no room in it.
         """
-        return (generation << 56) | (self.xmax << 16) | (65_535 - min(self.in_progress, 65_535))
+        for what, value, bits in (
+            ("transaction id", self.xmax, 40),
+            ("number of transactions in progress", self.in_progress, 16),
+            ("number of generations of the source", generation, 8),
+        ):
+            if value >= 1 << bits:
+                raise HorizonUnsafe(
+                    f"The source's {what} is {value:,}, and versions of rows hold less than {1 << bits:,}, so older rows "
+                    "could win over newer ones; nothing is synced from this server any more."
+                )
+        return (generation << 56) | (self.xmax << 16) | (65_535 - self.in_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +341,8 @@ class Source:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection: psycopg2.extensions.connection | None = None
+        self._locked: frozenset[str] = frozenset()
+        self._reading: psycopg2.extensions.connection | None = None
 
     def close(self) -> None:
         """Closes the session; the next statement opens another."""
@@ -354,19 +363,18 @@ class Source:
         if self._connection is None or self._connection.closed:
             settings = self._settings
             self._refuse_unreadable()
+            given = psycopg2.extensions.parse_dsn(settings.source_dsn).get("options", "")
             try:
                 connection = psycopg2.connect(
                     settings.source_dsn,
-                    application_name=READER,
+                    application_name=sessions.READER,
                     connect_timeout=settings.connect_timeout_seconds,
                     gssencmode="disable",
                     client_encoding="UTF8",
                     keepalives_idle=10,
                     keepalives_interval=5,
                     keepalives_count=3,
-                    options="-c TimeZone=UTC -c default_transaction_read_only=on -c statement_timeout="
-                    f"{settings.postgres_statement_timeout_seconds * 1000} "
-                    "-c idle_in_transaction_session_timeout=600000",
+                    options=sessions.options(settings, given),
                 )
             except psycopg2.Error as error:
                 reason = str(error).strip().replace("\n", " ")
@@ -375,6 +383,12 @@ class Source:
                     sqlstate=error.pgcode,
                 ) from None
             connection.autocommit = True
+            try:
+                with _translated("opening a session"), self._deadline(connection):
+                    sessions.vouch(connection, settings)
+            except BaseException:
+                connection.close()
+                raise
             self._connection = connection
         return self._connection
 
@@ -410,9 +424,35 @@ class Source:
                 with self._deadline(connection), connection.cursor() as cursor:
                     cursor.execute(statement, parameters)
                     return cursor.fetchall() if cursor.description else []
+            except psycopg2.errors.LockNotAvailable as error:
+                raise TransientSource(self._waited(doing, connection), sqlstate=error.pgcode) from None
+            except psycopg2.errors.InsufficientPrivilege:
+                self._refuse_hidden(connection)
+                raise
             except (psycopg2.OperationalError, psycopg2.InterfaceError):
                 self.close()
                 raise
+
+    def _waited(self, doing: str, connection: psycopg2.extensions.connection) -> str:
+        """What to say of a lock that was not granted in time, with who holds it or waits for it."""
+        names = [stream.source_table for stream in STREAMS.values()]
+        with self._deadline(connection), connection.cursor() as cursor:
+            # Of a transaction that failed nothing more can be asked, and what was read in it is void.
+            cursor.execute("ROLLBACK")
+            cursor.execute(named("source", "lock_holders"), {"names": names})
+            told = sessions.waited_for(cursor.fetchall(), self._settings.lock_wait_seconds)
+        return f"PostgreSQL failed while {doing}: {told}."
+
+    def _refuse_hidden(self, connection: psycopg2.extensions.connection) -> None:
+        """Raises `SourceFailure` with the table of which something is kept from this role, where it is one of ours."""
+        with self._deadline(connection), connection.cursor() as cursor:
+            cursor.execute("ROLLBACK")
+            cursor.execute(named("source", "seen"), {"names": [stream.source_table for stream in STREAMS.values()]})
+            seen = [sessions.Seen(*row) for row in cursor.fetchall()]
+        events = {stream.source_table for stream in EVENT_STREAMS}
+        for found in seen:
+            if found.kind and (reason := sessions.refusal(found, events=found.name in events)):
+                raise SourceFailure(reason, sqlstate="42501")
 
     def retried(self, work: Callable[[], T]) -> T:
         """`work()`, again on `TransientSource`: jittered, capped in tries and total time, each retry logged."""
@@ -597,29 +637,77 @@ class Source:
 
         Not retried: another session would not see the open snapshot. Raises `TransientSource`.
         """
+        self._require_locked(stream.source_table)
         composed = pgsql.SQL(named(file, name)).format(
             table=pgsql.Identifier(stream.source_table), **{part: pgsql.SQL(text) for part, text in parts.items()}
         )
         return self._once(doing, composed, parameters)
 
     @contextmanager
-    def snapshot(self) -> Iterator[Snapshot]:
+    def snapshot(self, streams: Sequence[Stream] = (), *, newer: bool = False) -> Iterator[Snapshot]:
         """A REPEATABLE READ transaction; statements inside see the database as of its start.
 
-        Not retried here: what was read in it is void once it is lost. Raises `TransientSource`.
+        `streams` are those whose tables are read in it. Each is locked against whatever rewrites or replaces a table
+        before the snapshot is taken: what is older than a rewrite finds the rewritten table empty. With `newer` the
+        snapshot has a greater version than every one taken before. Not retried here: what was read in it is void once
+        it is lost. Raises `SourceFailure` where not every row can be seen, and `TransientSource`, also where a lock was
+        not granted within `lock_wait_seconds`.
         """
+        tables = sorted({stream.source_table for stream in streams})
+        if newer:
+            # In a transaction of its own, and over before the snapshot.
+            self._once("drawing a transaction id", "SELECT pg_current_xact_id()")
         self._once("opening a snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
+            if tables:
+                # In one order everywhere. Neither this nor BEGIN takes the snapshot, the next statement does.
+                names = pgsql.SQL(", ").join(map(pgsql.Identifier, tables))
+                lock = pgsql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names)
+                self._locking(f"locking {', '.join(tables)}", lock, streams)
             xmax, in_progress, taken_at = self._once("taking a snapshot", named("source", "snapshot"))[0]
             system_id, timeline = self._once("identifying the server", named("source", "identity"))[0]
+            if tables:
+                self._require_whole(streams)
+            self._locked, self._reading = frozenset(tables), self._connection
             # The identifier is an unsigned 64-bit number that PostgreSQL shows as a signed one.
             yield Snapshot(int(system_id) % 2**64, int(timeline), int(xmax), int(in_progress), instant(taken_at))
         finally:
+            self._locked, self._reading = frozenset(), None
             if self._connection is not None:
                 try:
                     self._once("closing a snapshot", "ROLLBACK")
                 except SourceFailure:
                     self.close()
+
+    def _locking(self, doing: str, lock: pgsql.Composed, streams: Sequence[Stream]) -> None:
+        try:
+            self._once(doing, lock)
+        except TransientSource:
+            raise
+        except SourceFailure:
+            # Such as a materialized view, which PostgreSQL does not lock; the catalog says it better.
+            with suppress(TransientSource):
+                self._once("closing a snapshot", "ROLLBACK")
+                self._require_whole(streams)
+            raise
+
+    def _require_whole(self, streams: Sequence[Stream]) -> None:
+        """Raises `SourceFailure` for a table of which this session does not see every row."""
+        events = {stream.source_table for stream in streams if stream.kind == "events"}
+        names = sorted({stream.source_table for stream in streams})
+        for row in self._once("looking at its tables", named("source", "seen"), {"names": names}):
+            found = sessions.Seen(*row)
+            if reason := sessions.refusal(found, events=found.name in events):
+                raise SourceFailure(reason)
+
+    def _require_locked(self, table: str) -> psycopg2.extensions.connection:
+        """The session of the open snapshot; one that would be opened now sees another state of the database."""
+        connection = self._connection
+        if table not in self._locked or connection is None or connection is not self._reading:
+            raise RuntimeError(f"{table} is read outside of a snapshot before which it was locked")
+        if connection.closed:
+            raise TransientSource(f"PostgreSQL ended the session in which {table} was being read.")
+        return connection
 
     def read_events(self, stream: Stream, window: Window, chunk_rows: int) -> Iterator[EventColumns]:
         """The window's rows in (inserted_at, id) order within the open snapshot, in chunks of `chunk_rows`; the last
@@ -628,7 +716,7 @@ class Source:
         The same rows always fall into the same chunks: a chunk's number is part of its deduplication token. One
         chunk is read ahead while the caller works. Raises `TransientSource`.
         """
-        connection = self._open()
+        connection = self._require_locked(stream.source_table)
         with connection.cursor() as cursor:
             statement: bytes = cursor.mogrify(copy_statement(stream), {"lo": window.lo, "hi": window.hi})
         collected: Chunks = WideChunks(stream, chunk_rows) if stream.extra else NarrowChunks(chunk_rows)
@@ -762,7 +850,7 @@ class Source:
     def read_rows(self, name: str, batch: int) -> Iterator[Sequence[tuple[Any, ...]]]:
         """A dimension's rows in batches, within the open snapshot: small tables, so row by row will do."""
         with _translated(f"reading {name}"):
-            connection = self._open()
+            connection = self._require_locked(STREAMS[name].source_table)
             with self._deadline(connection), connection.cursor() as cursor:
                 cursor.execute(f"DECLARE dimension NO SCROLL CURSOR FOR {named('source', f'read_{name}')}")
                 while True:

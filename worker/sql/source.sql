@@ -15,6 +15,60 @@ SELECT
     current_database()::text AS database,
     current_setting('server_version_num')::int AS version
 
+-- name: settings
+SELECT name, setting FROM pg_settings WHERE name = ANY (%(names)s)
+
+-- name: mark_reader
+-- The mark of a session of ours, which ends with it: a lock whose second number comes of when the session began, so that
+-- it marks no later session of the same process id. See open_transactions.
+SELECT pg_advisory_lock_shared(1380797513, mod((extract(epoch FROM backend_start) * 1000000)::bigint, 2147483647)::int)
+FROM pg_stat_activity
+WHERE pid = pg_backend_pid()
+
+-- name: seen
+-- Some relations as this role sees them: with every row and column, or not.
+SELECT
+    wanted.name,
+    coalesce(relation.relkind::text, ''),
+    coalesce(has_table_privilege(relation.oid, 'SELECT'), false),
+    coalesce(has_any_column_privilege(relation.oid, 'SELECT'), false),
+    coalesce(row_security_active(relation.oid), false),
+    coalesce((
+        WITH RECURSIVE part AS (
+            SELECT inhrelid FROM pg_inherits WHERE inhparent = relation.oid
+            UNION
+            SELECT deeper.inhrelid FROM pg_inherits AS deeper JOIN part ON deeper.inhparent = part.inhrelid
+        )
+        SELECT min(child.relname::text) FROM part JOIN pg_class AS child ON child.oid = part.inhrelid
+        WHERE child.relkind = 'f'
+    ), ''),
+    current_user::text
+FROM unnest(%(names)s::text[]) AS wanted (name)
+LEFT JOIN pg_class AS relation ON relation.oid = to_regclass(quote_ident(wanted.name))
+ORDER BY wanted.name
+
+-- name: lock_holders
+-- Who holds, or waits for, the one lock that keeps a reader from these tables or their parts, longest first.
+WITH RECURSIVE part AS (
+    SELECT to_regclass(quote_ident(name))::oid AS oid FROM unnest(%(names)s::text[]) AS wanted (name)
+    UNION
+    SELECT inhrelid FROM pg_inherits JOIN part ON inhparent = part.oid
+)
+SELECT
+    locked.relation::regclass::text,
+    locked.granted,
+    locked.pid,
+    coalesce(activity.usename, 'unknown')::text,
+    coalesce(activity.application_name, ''),
+    clock_timestamp() - activity.xact_start,
+    CASE WHEN locked.granted THEN '{}' ELSE pg_blocking_pids(locked.pid) END
+FROM pg_locks AS locked
+LEFT JOIN pg_stat_activity AS activity ON activity.pid = locked.pid
+WHERE locked.locktype = 'relation' AND locked.mode = 'AccessExclusiveLock'
+    AND locked.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND locked.relation IN (SELECT oid FROM part)
+ORDER BY locked.granted DESC, activity.xact_start
+
 -- name: tables
 -- Any index that begins with inserted_at serves, and any row trigger before UPDATE, whatever their names.
 SELECT
@@ -59,7 +113,8 @@ SELECT clock_timestamp()
 
 -- name: open_transactions
 -- Everyone in this database who has a transaction open, writing or not: a transaction that has not written yet may
--- still write rows stamped with its start. Our own readers are left out: their sessions are read-only.
+-- still write rows stamped with its start. Our own readers are left out: their sessions are read-only, and each holds
+-- the lock that mark_reader takes. A name is no mark: behind a pooler a writer can carry ours.
 -- Of transactions that follow each other in one message each is stamped with the start of the message, also one that is
 -- not begun yet. Of sessions without track_activities nothing is known: they have no start, and are for the caller.
 SELECT
@@ -72,7 +127,13 @@ WHERE (datid = (SELECT oid FROM pg_database WHERE datname = current_database()) 
     AND pid <> pg_backend_pid()
     AND (xact_start IS NOT NULL OR state IN ('active', 'fastpath function call', 'disabled'))
     AND backend_type NOT IN ('autovacuum worker', 'autovacuum launcher', 'walsender')
-    AND application_name <> 'retailmedia reader'
+    AND NOT EXISTS (
+        SELECT FROM pg_locks AS mark
+        WHERE mark.pid = pg_stat_activity.pid AND mark.locktype = 'advisory' AND mark.granted AND mark.mode = 'ShareLock'
+            AND mark.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND mark.classid = 1380797513 AND mark.objsubid = 2
+            AND mark.objid::bigint = mod((extract(epoch FROM backend_start) * 1000000)::bigint, 2147483647)
+    )
 ORDER BY since
 
 -- name: prepared_transactions
