@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from worker import migrate
+from worker import migrate, sessions
 from worker.config import Settings
 from worker.errors import RetailMediaError, Unreachable
+from worker.sessions import Seen
 from worker.sink import Sink
 from worker.source import Source, TableFacts
+from worker.streams import DIMENSION_STREAMS
 from worker.watermarks import WatermarkStore
 from worker.windows import instant
 
@@ -91,8 +93,9 @@ def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Findi
                 f"role {facts['role']} cannot see when others' transactions began",
                 f'as a superuser: GRANT pg_read_all_stats TO "{facts["role"]}";',
             )
+        seen = {found.name: found for found in source.seen()}
         for table in source.tables():
-            yield _table(table, facts["role"])
+            yield _table(table, facts["role"], seen[table.name])
         if not facts["standby"] and facts["reads_all_stats"]:
             horizon = source.horizon()
             if horizon.at is None:
@@ -114,16 +117,19 @@ def _horizon(behind: timedelta, settings: Settings, holders: list[str]) -> Findi
     return Finding("PostgreSQL", "horizon", "ok", told)
 
 
-def _table(table: TableFacts, role: str) -> Finding:
+def _table(table: TableFacts, role: str, seen: Seen) -> Finding:
     """A source table; of event tables also what a watermark needs."""
     what = f"table {table.name}"
     schema = "create the source schema: any `retailmedia seed` command does, or run seed/schema.sql"
     if not table.exists:
         return Finding("PostgreSQL", what, "wrong", "it does not exist", schema)
-    if not table.readable:
+    if not table.readable and not seen.some_columns:
         grant = f'as its owner: GRANT SELECT ON {table.name} TO "{role}";'
         return Finding("PostgreSQL", what, "wrong", f"role {role} may not read it", grant)
-    if table.name in {"advertiser", "campaign"}:
+    dimension = table.name in {stream.source_table for stream in DIMENSION_STREAMS}
+    if hidden := sessions.refusal(seen, events=not dimension):
+        return Finding("PostgreSQL", what, "wrong", hidden, "nothing is synced from it until then")
+    if dimension:
         return Finding("PostgreSQL", what, "ok", "it can be read")
     lacking = []
     if table.inserted_at != "timestamp with time zone":
@@ -134,6 +140,8 @@ def _table(table: TableFacts, role: str) -> Finding:
         lacking.append("no index begins with inserted_at")
     if not table.triggered:
         lacking.append("no trigger moves inserted_at on UPDATE")
+    if table.bare:
+        lacking.append(f"{table.bare}, a part of it, lacks NOT NULL, such an index or such a trigger of its own")
     if lacking:
         return Finding("PostgreSQL", what, "wrong", ", ".join(lacking), "run seed/schema.sql as its owner")
     return Finding("PostgreSQL", what, "ok", "inserted_at, its index and its trigger are in place")

@@ -33,6 +33,7 @@ from worker.columns import Column, Int64s, Refusals, Rows, since_1970
 from worker.config import UNREADABLE, Settings
 from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
 from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
+from worker.sessions import Seen
 from worker.sql import named
 from worker.streams import EVENT_STREAMS, STREAMS, Stream
 from worker.windows import Histogram, Window, instant
@@ -123,6 +124,8 @@ class TableFacts:
     not_null: bool
     indexed: bool
     triggered: bool
+    bare: str = ""
+    """A part or child of the table that lacks one of these itself; empty where none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +451,7 @@ class Source:
         with self._deadline(connection), connection.cursor() as cursor:
             cursor.execute("ROLLBACK")
             cursor.execute(named("source", "seen"), {"names": [stream.source_table for stream in STREAMS.values()]})
-            seen = [sessions.Seen(*row) for row in cursor.fetchall()]
+            seen = [Seen(*row) for row in cursor.fetchall()]
         events = {stream.source_table for stream in EVENT_STREAMS}
         for found in seen:
             if found.kind and (reason := sessions.refusal(found, events=found.name in events)):
@@ -505,6 +508,11 @@ class Source:
     def tables(self) -> list[TableFacts]:
         """How the source tables stand; for `doctor`."""
         return [TableFacts(*row) for row in self._query("looking at its tables", named("source", "tables"))]
+
+    def seen(self) -> list[Seen]:
+        """What of the source tables this role is let see; for `doctor`."""
+        names = [stream.source_table for stream in STREAMS.values()]
+        return [Seen(*row) for row in self._query("looking at its tables", named("source", "seen"), {"names": names})]
 
     def totals(self) -> SourceTotals:
         """Exact totals. Reads both event tables whole."""
@@ -696,7 +704,7 @@ class Source:
         events = {stream.source_table for stream in streams if stream.kind == "events"}
         names = sorted({stream.source_table for stream in streams})
         for row in self._once("looking at its tables", named("source", "seen"), {"names": names}):
-            found = sessions.Seen(*row)
+            found = Seen(*row)
             if reason := sessions.refusal(found, events=found.name in events):
                 raise SourceFailure(reason)
 

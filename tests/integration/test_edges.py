@@ -77,7 +77,7 @@ def test_columns_hold_what_postgresql_holds(
         "CASE WHEN isfinite(created_at) THEN (extract(epoch FROM created_at) * 1000000)::bigint END, "
         "(extract(epoch FROM inserted_at) * 1000000)::bigint FROM impressions ORDER BY inserted_at, id",
     )
-    with servers.source.snapshot():
+    with servers.source.snapshot([IMPRESSIONS]):
         chunks = list(servers.source.read_events(IMPRESSIONS, Window(ORIGIN, servers.source.now()), chunk))
     assert [len(part) for part in chunks[:-1]] == [chunk] * (len(chunks) - 1)
     read = [
@@ -106,7 +106,7 @@ def test_both_ways_of_reading_a_copy_give_the_same_chunks(
     window = Window(ORIGIN, servers.source.now())
 
     def read() -> list[list[int]]:
-        with servers.source.snapshot():
+        with servers.source.snapshot([IMPRESSIONS]):
             return [part.event_id.tolist() for part in servers.source.read_events(IMPRESSIONS, window, 777)]
 
     direct = read()
@@ -121,7 +121,7 @@ def test_a_reader_that_stops_early_leaves_a_source_that_works(servers: Servers, 
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 20_000)
     window = Window(ORIGIN, servers.source.now())
-    with servers.source.snapshot():
+    with servers.source.snapshot([IMPRESSIONS]):
         chunks = servers.source.read_events(IMPRESSIONS, window, 100)
         assert len(next(chunks)) == 100
         chunks.close()  # type: ignore[attr-defined]
@@ -135,7 +135,7 @@ def test_an_error_in_the_middle_of_a_copy_carries_its_cause(servers: Servers, wr
     window = Window(ORIGIN, servers.source.now())
 
     def read() -> None:
-        with victim.snapshot():
+        with victim.snapshot([IMPRESSIONS]):
             for position, _ in enumerate(victim.read_events(IMPRESSIONS, window, 100)):
                 if position == 0:
                     write(
@@ -286,7 +286,7 @@ def test_a_copy_that_falls_silent_is_given_up(
         window = Window(ORIGIN, source.now())
 
         def read() -> None:
-            with source.snapshot():
+            with source.snapshot([IMPRESSIONS]):
                 relay.silent.set()
                 list(source.read_events(IMPRESSIONS, window, 100))
 

@@ -607,7 +607,7 @@ def test_a_prepared_transaction_holds_everything(servers: Servers, writer: Conne
 
 def test_our_own_readers_do_not_hold_the_horizon(servers: Servers, settings: Settings) -> None:
     reader = Source(settings)
-    with reader.snapshot():
+    with reader.snapshot([IMPRESSIONS]):
         before = servers.source.now()
         horizon = servers.source.horizon()
         assert horizon.at is not None

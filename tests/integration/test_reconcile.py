@@ -212,7 +212,7 @@ def test_both_databases_mix_alike(servers: Servers, writer: Connection) -> None:
         "horizon": clock + timedelta(days=1), "lo": EVER.lo, "hi": EVER.hi, "held": [], "event_type": "impression",
     }  # fmt: skip
     both = reconcile._Comparison(servers.source, servers.sink, IMPRESSIONS, EVER, parameters)
-    with servers.source.snapshot():
+    with servers.source.snapshot([IMPRESSIONS]):
         ours = both.ours("quarters", "adding up")
     theirs = both.theirs("quarters", "adding up")
     assert sum(row[1] for row in ours) == len(values) == 60

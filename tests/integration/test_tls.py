@@ -223,7 +223,7 @@ def test_a_copy_over_tls_that_falls_silent_is_given_up(
     impatient = {"postgres_dsn": through_it, "postgres_statement_timeout_seconds": 1}
 
     def read(source: Source, window: Window) -> None:
-        with source.snapshot():
+        with source.snapshot([STREAMS["impressions"]]):
             relay.silent.set()
             list(source.read_events(STREAMS["impressions"], window, 100))
 

@@ -116,7 +116,7 @@ def put(writer: Connection, some: list[dict[str, Any]]) -> None:
 
 
 def read(source: Source, stream: Stream, chunk: int = 1000) -> EventColumns:
-    with source.snapshot():
+    with source.snapshot([stream]):
         return EventColumns.joined(list(source.read_events(stream, Window(ORIGIN, source.now()), chunk)))
 
 
@@ -351,7 +351,7 @@ def test_chunks_of_wide_rows_end_where_the_rows_say_so(
     monkeypatch.setattr(source.WideChunks.__init__, "__defaults__", (100_000,))
 
     def cut() -> list[list[int]]:
-        with wide.source.snapshot():
+        with wide.source.snapshot([WIDE]):
             return [part.event_id.tolist() for part in wide.source.read_events(WIDE, window, 700)]
 
     chunks = cut()

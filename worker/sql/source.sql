@@ -84,7 +84,27 @@ SELECT
     EXISTS (
         SELECT FROM pg_trigger
         WHERE tgrelid = relation AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 19 = 19
-    )
+    ),
+    coalesce((
+        WITH RECURSIVE part AS (
+            SELECT inhrelid FROM pg_inherits WHERE inhparent = relation
+            UNION
+            SELECT deeper.inhrelid FROM pg_inherits AS deeper JOIN part ON deeper.inhparent = part.inhrelid
+        )
+        SELECT min(child.relname::text)
+        FROM part
+        JOIN pg_class AS child ON child.oid = part.inhrelid AND child.relkind = 'r'
+        JOIN pg_attribute AS own ON own.attrelid = child.oid AND own.attname = 'inserted_at'
+        WHERE NOT own.attnotnull
+            OR NOT EXISTS (
+                SELECT FROM pg_index
+                WHERE indrelid = child.oid AND indkey[0] = own.attnum AND indisvalid AND indpred IS NULL
+            )
+            OR NOT EXISTS (
+                SELECT FROM pg_trigger
+                WHERE tgrelid = child.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 19 = 19
+            )
+    ), '')
 FROM unnest(ARRAY['advertiser', 'campaign', 'impressions', 'clicks']) WITH ORDINALITY AS wanted (name, place)
 CROSS JOIN LATERAL (SELECT to_regclass(wanted.name)::oid AS relation) AS found
 LEFT JOIN pg_attribute AS stamp ON stamp.attrelid = relation AND stamp.attname = 'inserted_at' AND NOT stamp.attisdropped
