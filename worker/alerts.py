@@ -78,8 +78,9 @@ def freshness(entry: Standing, settings: Settings) -> Signal | None:
 
 
 def of_the_pipeline(overview: Overview, settings: Settings) -> list[Signal]:
-    """Freshness, windows that fail, and who holds the horizon."""
-    found = [signal for entry in overview.streams if (signal := freshness(entry, settings))]
+    """Freshness, windows that fail, who holds the horizon, and a source that went back in time."""
+    found = [Signal("source/went_back", "error", overview.setback)] if overview.setback else []
+    found += [signal for entry in overview.streams if (signal := freshness(entry, settings))]
     for entry in overview.streams:
         failing = [failure for failure in entry.failures if failure.count >= FAILURES_TO_TELL]
         if failing:

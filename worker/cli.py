@@ -281,6 +281,8 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
         return
     screens.console().print(screens.status_table(found))
     screens.say("")
+    if found.setback:
+        screens.say(found.setback, style="red")
     screens.say(screens.horizon_line(found))
     for entry in found.streams:
         for failure in entry.failures[:3]:

@@ -151,7 +151,9 @@ class Settings(BaseSettings):
     # Timeouts
     postgres_statement_timeout_seconds: int = Field(240, ge=1)
     lock_wait_seconds: int = Field(
-        10, ge=1, description="How long a reader waits for a source table that somebody is altering, before it tries later."
+        10,
+        ge=1,
+        description="How long a reader waits for a source table that somebody is altering, before it tries later.",
     )
     clickhouse_timeout_seconds: int = Field(
         60, ge=1, description="Send and receive timeout of one ClickHouse statement."

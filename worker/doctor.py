@@ -10,7 +10,8 @@ from typing import Literal
 
 from worker import migrate, sessions
 from worker.config import Settings
-from worker.errors import RetailMediaError, Unreachable
+from worker.errors import RetailMediaError, SinkFailure, Unreachable
+from worker.ledger import Ledger
 from worker.sessions import Seen
 from worker.sink import Sink
 from worker.source import Source, TableFacts
@@ -182,8 +183,34 @@ def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Fin
         yield Finding("ClickHouse", "schema", "wrong", told, mend)
     else:
         yield Finding("ClickHouse", "schema", "ok", f"all {len(standing)} migrations are applied")
+        yield from _kept(settings)
     yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; every statement names the one it means")
     yield _skew("ClickHouse", instant(clock), now())
+
+
+def _kept(settings: Settings) -> Iterator[Finding]:
+    """What the ledger says of the source's time, and whether rows of our tables are hidden from this user."""
+    with Sink(settings) as sink:
+        setback = Ledger(sink).setback()
+        try:
+            policies = sink.named("doctor", "row_policies", {"database": sink.database})
+        except SinkFailure as error:
+            policies = None
+            unseen = str(error)
+    if setback:
+        yield Finding("PostgreSQL", "time", "wrong", setback, "run `retailmedia pipeline --full-refresh`")
+    else:
+        yield Finding("PostgreSQL", "time", "ok", "it has not gone back since it was first read")
+    if policies is None:
+        yield Finding("ClickHouse", "row policies", "note", f"they cannot be seen: {unseen}")
+        return
+    ours = [f"{name} on {table}" for name, table, applies in policies if applies]
+    if ours:
+        mend = "let no row policy apply to the users of this product: what it hides is counted nowhere"
+        yield Finding("ClickHouse", "row policies", "wrong", f"{', '.join(ours)} hides rows from its own user", mend)
+    else:
+        others = f"; {len(policies)} for others" if policies else ""
+        yield Finding("ClickHouse", "row policies", "ok", f"none hides rows from its own user{others}")
 
 
 def _redis(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:

@@ -50,6 +50,10 @@ class HorizonUnsafe(RetailMediaError):
     """The safe horizon cannot be computed on this server, so nothing may be synced from it."""
 
 
+class SourceWentBack(RetailMediaError):
+    """PostgreSQL is older than what was loaded from it, so nothing more is loaded until a full refresh."""
+
+
 class SinkFailure(RetailMediaError):
     """ClickHouse refused a statement."""
 

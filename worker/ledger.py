@@ -12,6 +12,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
+from worker.errors import HorizonUnsafe
 from worker.sql import chunks, named
 from worker.streams import Stream
 from worker.windows import ORIGIN, Window, contiguous_end, instant, to_micros
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_AFTER = 256
 """Commits beyond the last checkpoint after which another is written, so that reading the ledger stays cheap."""
+
+LAST_GENERATION = 255
 
 DAYS_AT_ONCE = 2000
 """Days that one statement marks: ClickHouse takes a quarter of a megabyte of SQL. Rows of one transaction may lie in as
@@ -116,21 +119,28 @@ class Ledger:
         return [Generation(number, system_id, timeline, instant(at)) for number, system_id, timeline, at in rows]
 
     def generation(self, snapshot: Snapshot, *, failover_rewind: timedelta) -> int:
-        """The generation of the server a snapshot was taken on; a server not seen last begins a new one.
+        """The newest generation of the server a snapshot was taken on; a server never seen begins a new one.
 
         On a promoted replica of the same system, watermarks go back by `failover_rewind`: rows may have been lost
         and their keys used again. On another system they go back to the origin.
         """
         known = self.generations()
-        last = known[-1] if known else None
-        if last and (last.system_id, last.timeline) == (snapshot.system_id, snapshot.timeline):
-            return last.number
-        if last is None:
-            number, rewind_to = 1, ORIGIN
-        else:
-            number = last.number + 1
-            same_system = last.system_id == snapshot.system_id
-            rewind_to = max(ORIGIN, snapshot.taken_at - failover_rewind) if same_system else ORIGIN
+        present = [g for g in known if (g.system_id, g.timeline) == (snapshot.system_id, snapshot.timeline)]
+        if present:
+            return present[-1].number
+        same_system = bool(known) and known[-1].system_id == snapshot.system_id
+        rewind_to = max(ORIGIN, snapshot.taken_at - failover_rewind) if same_system else ORIGIN
+        return self.open_generation(snapshot, rewind_to)
+
+    def open_generation(self, snapshot: Snapshot, rewind_to: datetime) -> int:
+        """Begins the next generation, of the server a snapshot was taken on. Raises `HorizonUnsafe` after the 255th."""
+        known = self.generations()
+        number = known[-1].number + 1 if known else 1
+        if number > LAST_GENERATION:
+            raise HorizonUnsafe(
+                f"The source was replaced or set back {LAST_GENERATION} times, and versions of rows have no room for more; "
+                "name a new database in CLICKHOUSE_DSN, which is filled anew."
+            )
         self._sink.insert_rows(
             "source_generations",
             ("generation", "system_id", "timeline", "rewind_to"),
@@ -138,6 +148,22 @@ class Ledger:
             token=f"generation/{number}/{snapshot.system_id}/{snapshot.timeline}",
         )
         return number
+
+    def newest_version(self, uuids: Iterable[UUID]) -> int:
+        """The newest version that is committed for these tables, 0 without any. Ask before a snapshot is taken."""
+        return int(self._sink.named("ledger", "newest_version", {"uuids": tuple(uuids)})[0][0])
+
+    def setback(self) -> str:
+        """The sentence that says why nothing may be loaded from this source any more; empty where it may."""
+        found = self._sink.named("ledger", "setback")
+        return str(found[0][0]) if found else ""
+
+    def note_setback(self, generation: int, cause: Literal["transactions", "clock"], message: str) -> None:
+        """Keeps that the source of this generation went back. Who else notices the same changes nothing."""
+        token = f"setback/{generation}/{cause}"
+        self._sink.insert_rows(
+            "source_setbacks", ("generation", "cause", "message"), [(generation, cause, message)], token=token
+        )
 
     # Coverage and watermarks
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from worker import setbacks
 from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
 from worker.errors import RefusedRows, SchemaMismatch, Superseded, VerificationFailed
@@ -185,12 +186,12 @@ def load_window(
     if table != EVENTS_TABLE:
         # Of a refresh that was overtaken hundreds of windows may still wait in line.
         _require_target(sink, stream, window, table, uuid)
-    with source.snapshot([stream]) as snapshot:
-        generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
-        commits, begun = ledger.committed(stream, uuid, window, generation)
+    with setbacks.reading(source, ledger, settings, [stream], [uuid]) as read:
+        snapshot = read.snapshot
+        commits, begun = ledger.committed(stream, uuid, window, read.generation)
         if not again and _covered(window, commits):
             return Loaded(0, 0, 0, 0, already=True)
-        reading = _Reading(settings, stream, window, table, uuid, snapshot.version(generation), run_id, again)
+        reading = _Reading(settings, stream, window, table, uuid, read.version, run_id, again)
         try:
             tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
         except SchemaMismatch:
@@ -519,9 +520,11 @@ def load_dimension(
     """
     horizon = source.horizon().at
     statement = named("dimensions", f"create_staging_{stream.name}")
-    with source.snapshot([stream]) as snapshot, sink.staging(DIMENSION_STAGING, statement) as staging:
-        generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
-        version = snapshot.version(generation)
+    with (
+        setbacks.reading(source, ledger, settings, [stream], [uuid]) as read,
+        sink.staging(DIMENSION_STAGING, statement) as staging,
+    ):
+        snapshot, version = read.snapshot, read.version
         table = quoted(staging)
         extracted = _stage(source, sink, stream, staging)
         staged = sink.query("counting staged rows", named("dimensions", "staged_count").format(staging=table))[0][0]

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from worker import setbacks
 from worker.config import Settings
 from worker.ledger import CHECKPOINT_AFTER, Coverage, Failure, Ledger
 from worker.source import Horizon, Source
@@ -97,14 +98,17 @@ def plan(
     limit: int | None = None,
     until: datetime | None = None,
 ) -> list[Plan]:
-    """Plans the streams up to one safe horizon. Raises `HorizonUnsafe`, `Unreachable` and transient errors.
+    """Plans the streams up to one safe horizon. Raises `HorizonUnsafe`, `SourceWentBack`, `Unreachable` and transient
+    errors.
 
     `targets` names the tables to fill, the live ones by default. With `until`, a dimension is read once: when the
     horizon has passed that, and not if that is in place already. While the horizon is held by a prepared transaction
     no window is planned.
     """
+    setbacks.refuse(ledger)
     uuids = ledger.live(streams) if targets is None else targets
     live = targets is None
+    seen = [observed.seen_at for stream in streams if live and (observed := store.observation(stream))]
     if live:
         # Whoever finds Redis emptied brings back every stream's watermark, not only what it plans itself.
         others = [one for one in STREAMS.values() if one not in streams]
@@ -113,6 +117,9 @@ def plan(
     else:
         coverage = ledger.coverage(streams, uuids)
     horizon = source.horizon()
+    if live:
+        latest = max((coverage[stream.name].watermark for stream in streams), default=ORIGIN)
+        setbacks.require_clock(source, ledger, settings, horizon.taken_at, latest, max(seen, default=None))
     plans = []
     for stream in streams:
         uuid = uuids[stream.target]

@@ -124,6 +124,11 @@ class ServersCollector(Collector):
         yield _gauge(
             "unsettled_days", "Days whose metrics are older than their events.", len(metrics.dirty_days(sink, ORIGIN))
         )
+        yield _gauge(
+            "source_went_back",
+            "1 while nothing is loaded because the source is older than what was loaded from it.",
+            bool(here.ledger.setback()),
+        )
         yield _gauge("open_runs", "Pipeline runs and refreshes that have not ended.", len(here.ledger.open_runs()))
         held = GaugeMetricFamily(f"{PREFIX}quarantine_rows", "Rows in quarantine.", labels=["stream", "rule"])
         for stream, rule, count in sink.named("observe", "quarantined"):

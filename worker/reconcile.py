@@ -14,13 +14,14 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import structlog
 
+from worker import setbacks
 from worker.columns import EARLIEST, LATEST, Column
 from worker.config import Settings
 from worker.errors import BadInput
@@ -360,11 +361,11 @@ def _judged(
     one shows with `inserted_at` before the horizon was loaded before ClickHouse was read.
     """
     defects: list[Defect] = []
+    live = ledger.live([stream]).values()
     for ids in chunks(suspects, ROWS_AT_ONCE):
         versions, theirs = target_state(sink, stream, ids)
-        with source.snapshot([stream]) as snapshot:
-            rewind = timedelta(seconds=settings.failover_rewind_seconds)
-            version = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
+        with setbacks.reading(source, ledger, settings, [stream], live) as read:
+            version = read.version
             ours = source_state(source, stream, ids)
         for event_id in ids:
             newest, copies = versions.get(event_id, (0, 0))

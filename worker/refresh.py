@@ -20,6 +20,7 @@ from uuid import UUID
 
 import structlog
 
+from worker import setbacks
 from worker.config import Settings
 from worker.errors import BadInput, SchemaMismatch, Superseded
 from worker.ledger import Coverage, Ledger, Run
@@ -77,9 +78,7 @@ def begin(source: Source, sink: Sink, ledger: Ledger, settings: Settings, stream
             {"comment": "full refresh, version 0"},
         )
     # The snapshot is newer than the table, so every row the table will hold is at least as new as its version.
-    with source.snapshot() as snapshot:
-        generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
-        version = snapshot.version(generation)
+    version = setbacks.begin_anew(source, ledger, settings, events, ledger.live(events).values())
     sink.command(
         "naming the shadow's version",
         f"ALTER TABLE {table} MODIFY COMMENT %(comment)s",

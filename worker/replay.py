@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
 from uuid import UUID
 
 import structlog
 
+from worker import setbacks
 from worker.config import Settings
 from worker.errors import BadInput
 from worker.ledger import Ledger
@@ -135,9 +136,9 @@ def _gone(
     rows = sink.query("listing suspects", named("replay", "suspects").format(plan=quoted(plan)))
     suspects = [int(event_id) for (event_id,) in rows]
     gone: list[int] = []
-    rewind = timedelta(seconds=settings.failover_rewind_seconds)
-    with source.snapshot([stream]) as snapshot:
-        version = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
+    live = ledger.live([stream]).values()
+    with setbacks.reading(source, ledger, settings, [stream], live) as read:
+        version = read.version
         for some in chunks(suspects, IDS_AT_ONCE):
             found = source.in_snapshot("looking for deleted rows", "replay", "present", stream, {"ids": some})
             there = {event_id for (event_id,) in found}

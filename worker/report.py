@@ -222,6 +222,8 @@ def _freshness(page: _Page, settings: Settings, standing: Overview | str) -> Non
         page.add("freshness", title, intro, empty(standing))
         return
     cards = "".join(_card(page, settings, entry) for entry in standing.streams)
+    if standing.setback:
+        page.wrong.append(("error", standing.setback))
     horizon = standing.horizon
     if horizon.holders:
         holder = horizon.holders[0]

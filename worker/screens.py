@@ -597,6 +597,7 @@ def status_json(found: standing.Overview) -> dict[str, Any]:
     return {
         "horizon": found.horizon.at,
         "taken_at": found.horizon.taken_at,
+        "setback": found.setback or None,
         "held_by": [
             {
                 "who": holder.who,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
 from hashlib import sha256
@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
+from worker import setbacks
 from worker.config import Settings
 from worker.errors import RetailMediaError
 from worker.ledger import Ledger
@@ -173,9 +174,8 @@ def _look(
     bounds = {"lo": day_bounds(min(days), zone).lo, "hi": day_bounds(max(days), zone).hi}
     ours: dict[tuple[date, str], Content] = {}
     theirs: dict[tuple[date, str], Content] = {}
-    with source.snapshot(EVENT_STREAMS) as snapshot:
-        rewind = timedelta(seconds=settings.failover_rewind_seconds)
-        number = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
+    with setbacks.reading(source, ledger, settings, EVENT_STREAMS, targets.values()) as read:
+        snapshot, number = read.snapshot, read.version
         for stream in EVENT_STREAMS:
             parameters = {
                 **bounds,

@@ -75,7 +75,9 @@ def vouch(connection: Any, settings: Settings) -> None:
             )
         cursor.execute(named("source", "settings"), {"names": list(asked)})
         found = dict(cursor.fetchall())
-        lacking = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in asked.items() if found.get(name) != value]
+        lacking = [
+            f"{name} is {found.get(name)!r}, not {value!r}" for name, value in asked.items() if found.get(name) != value
+        ]
         if lacking:
             raise SourceFailure(
                 f"PostgreSQL at {where} did not take over what its session was asked for: {', '.join(lacking)}; whatever "

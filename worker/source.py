@@ -717,6 +717,11 @@ class Source:
             raise TransientSource(f"PostgreSQL ended the session in which {table} was being read.")
         return connection
 
+    def draw_transactions(self, count: int) -> None:
+        """Makes the server give out so many transaction ids, each in a transaction of its own."""
+        for _ in range(count):
+            self._query("drawing a transaction id", "SELECT pg_current_xact_id()")
+
     def read_events(self, stream: Stream, window: Window, chunk_rows: int) -> Iterator[EventColumns]:
         """The window's rows in (inserted_at, id) order within the open snapshot, in chunks of `chunk_rows`; the last
         may be shorter.

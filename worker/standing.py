@@ -38,10 +38,11 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Every stream, and the horizon they share."""
+    """Every stream, and the horizon they share. `setback` says why nothing is loaded from the source any more."""
 
     horizon: Horizon
     streams: tuple[Standing, ...]
+    setback: str = ""
 
 
 def uncovered(failures: Sequence[Failure], windows: Sequence[Window]) -> tuple[Failure, ...]:
@@ -98,4 +99,4 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
                 next((run for run in runs if stream.name in run.streams), None),
             )
         )
-    return Overview(horizon, tuple(result))
+    return Overview(horizon, tuple(result), ledger.setback())

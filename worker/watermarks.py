@@ -25,7 +25,7 @@ from redis.sentinel import Sentinel
 
 from worker.config import Settings
 from worker.errors import BadInput, Unreachable
-from worker.streams import Stream
+from worker.streams import STREAMS, Stream
 from worker.windows import ORIGIN, Window, format_instant, parse_instant
 
 log = structlog.get_logger()
@@ -331,6 +331,11 @@ class WatermarkStore:
             )
         except (KeyError, BadInput):
             return None
+
+    def forget_observations(self) -> None:
+        """Forgets what ticks of every stream saw."""
+        with self._translated():
+            self._redis.delete(*(f"{PREFIX}:observed:{name}" for name in STREAMS))
 
     # Leases
 

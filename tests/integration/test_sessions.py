@@ -194,7 +194,9 @@ def test_settings_of_a_role_do_not_reach_our_sessions(servers: Servers, writer: 
     for name, value in hostile.items():
         administer(servers.settings.source_dsn, f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}")
     with Source(servers.settings) as source:
-        columns, rows = source.described("looking", "SELECT current_setting('TimeZone'), current_setting('row_security')")
+        columns, rows = source.described(
+            "looking", "SELECT current_setting('TimeZone'), current_setting('row_security')"
+        )
         assert rows == [("UTC", "off")], columns
         assert source.described("looking", "SHOW transaction_isolation")[1] == [("read committed",)]
 
@@ -215,7 +217,9 @@ def test_options_of_the_dsn_hold_beside_ours(settings: Settings, writer: Connect
     write(writer, "CREATE TABLE shop.impressions (LIKE public.impressions INCLUDING ALL)")
     joined = f"{settings.source_dsn}?options=-csearch_path%3Dshop,public%20-cTimeZone%3DAsia/Tokyo"
     with Source(settings.model_copy(update={"postgres_dsn": joined})) as source:
-        found = source.described("looking", "SELECT 'impressions'::regclass = 'shop.impressions'::regclass, current_setting('TimeZone')")[1]
+        found = source.described(
+            "looking", "SELECT 'impressions'::regclass = 'shop.impressions'::regclass, current_setting('TimeZone')"
+        )[1]
     assert found == [(True, "UTC")]
 
 
@@ -258,7 +262,9 @@ def test_a_policy_on_a_table_is_refused(reader: Servers, limited: Settings, writ
     add(writer, "impressions", other, 50)
     write(writer, "ALTER TABLE impressions ENABLE ROW LEVEL SECURITY")
     write(writer, f"CREATE POLICY only_one ON impressions USING (campaign_id = {campaign})")
-    with pytest.raises(SourceFailure, match=r"Row level security on impressions hides rows from role reader_.*BYPASSRLS"):
+    with pytest.raises(
+        SourceFailure, match=r"Row level security on impressions hides rows from role reader_.*BYPASSRLS"
+    ):
         sync(reader)
     assert reader.sink.query("counting", "SELECT count() FROM ad_events") == [(0,)]
     assert findings(limited)["table impressions"].state == "wrong"
@@ -286,14 +292,19 @@ def test_grants_on_columns_alone_are_refused(reader: Servers, limited: Settings,
     role = urlsplit(limited.source_dsn).username
     write(writer, f'REVOKE SELECT ON impressions FROM "{role}"')
     write(writer, f'GRANT SELECT (id, campaign_id, created_at, inserted_at) ON impressions TO "{role}"')
-    with pytest.raises(SourceFailure, match=r"may not read table impressions, only some of its columns; .*GRANT SELECT"):
+    with pytest.raises(
+        SourceFailure, match=r"may not read table impressions, only some of its columns; .*GRANT SELECT"
+    ):
         sync(reader)
     assert findings(limited)["table impressions"].state == "wrong"
 
 
 @pytest.mark.parametrize(
     ("made", "kind"),
-    [("CREATE VIEW {name} AS SELECT * FROM kept", "a view"), ("CREATE MATERIALIZED VIEW {name} AS SELECT * FROM kept", "a materialized view")],
+    [
+        ("CREATE VIEW {name} AS SELECT * FROM kept", "a view"),
+        ("CREATE MATERIALIZED VIEW {name} AS SELECT * FROM kept", "a materialized view"),
+    ],
 )
 def test_events_come_from_tables_alone(servers: Servers, writer: Connection, made: str, kind: str) -> None:
     (campaign, *_) = campaigns(writer)

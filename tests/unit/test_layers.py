@@ -9,11 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "worker"
 
-LAYERS: dict[str, int] = {
+LAYERS: dict[str, float] = {
     **dict.fromkeys(
-        ("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient", "rules", "sessions"), 1
+        ("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient", "rules"), 1
     ),
+    "sessions": 1,
     **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending"), 2),
+    # Between the servers and what is done with them: whether a reading may be used at all.
+    "setbacks": 2.5,
     **dict.fromkeys(
         (
             "pipeline",
@@ -37,7 +40,8 @@ LAYERS: dict[str, int] = {
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
-WITHIN_LEAVES = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient", "rules", "sessions")
+WITHIN_LEAVES: tuple[str, ...] = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient", "rules")
+WITHIN_LEAVES += ("sessions",)
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}
 

@@ -6,6 +6,17 @@ SELECT uuid FROM system.tables WHERE database = %(database)s AND name = %(table)
 -- name: generations
 SELECT generation, system_id, timeline, rewind_to FROM source_generations ORDER BY generation, first_seen
 
+-- name: newest_version
+-- The newest snapshot from which a window of these tables was read and committed; 0 without any.
+SELECT max(version) FROM sync_commits WHERE target_uuid IN %(uuids)s AND kind = 'window'
+
+-- name: setback
+-- Why nothing may be loaded from the present generation of the source, if so.
+SELECT message FROM source_setbacks
+WHERE generation = (SELECT max(generation) FROM source_generations)
+ORDER BY noticed_at
+LIMIT 1
+
 -- name: commits
 -- What is needed to compute the watermarks of some streams: for each, the furthest checkpoint of the current
 -- generation and every commit that ends after it. Of a generation that ended, every commit counts, so no checkpoint

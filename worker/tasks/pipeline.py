@@ -8,6 +8,7 @@ import structlog
 
 from worker import pipeline, planner
 from worker.celery import app, servers
+from worker.errors import SourceWentBack
 from worker.ledger import Run
 from worker.streams import stream as stream_of
 from worker.tasks import arguments, turns
@@ -55,8 +56,12 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
             turns.look_again(here, step, run_id, countdown=turns.HELD_SECONDS, queue="realtime")
             return {"run_id": run_id, "state": "another worker is at it"}
         plans = []
-        if not here.store.gate_closed():
-            plans = planner.plan(here.source, here.ledger, here.store, here.settings, streams, until=found.until)
+        try:
+            if not here.store.gate_closed():
+                plans = planner.plan(here.source, here.ledger, here.store, here.settings, streams, until=found.until)
+        except SourceWentBack as error:
+            here.ledger.end_run(found, "failed", str(error))
+            return {"run_id": run_id, "state": "failed"}
         handed = sum(hand_out(here, planned, follow_up=step.si(run_id=run_id), run_id=run_id) for planned in plans)
         if handed:
             return {"run_id": run_id, "windows": handed}

@@ -8,9 +8,9 @@ from typing import Any
 
 import structlog
 
-from worker import pipeline, planner, refresh
+from worker import pipeline, planner, refresh, setbacks
 from worker.celery import Servers, app, servers
-from worker.errors import Superseded
+from worker.errors import SourceWentBack, Superseded
 from worker.ledger import Run
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.streams import stream as stream_of
@@ -76,6 +76,9 @@ def _step(here: Servers, run_id: str) -> str:
                 return "another worker is at it"
             here.ledger.end_run(found, "superseded", str(error))
             return "superseded"
+        except SourceWentBack as error:
+            here.ledger.end_run(found, "failed", str(error))
+            return "failed"
     if state == "waiting":
         turns.look_again(here, step, run_id)
     return state
@@ -86,7 +89,11 @@ def _advance(run: Run) -> str:
     streams = [stream_of(name) for name in run.streams]
     events = [stream for stream in streams if stream.kind == "events"]
     dimensions = [stream for stream in streams if stream.kind == "dimension"]
+    setbacks.require_present(here.ledger, run)
     if events and run.target_uuid is None:
+        if here.ledger.setback():
+            # What it has shown is no measure for a clock that was set back; while nothing is loaded nobody notes more.
+            here.store.forget_observations()
         run = refresh.begin(here.source, here.sink, here.ledger, here.settings, events, run)
     uuid = run.target_uuid
     follow_up = step.si(run_id=run.run_id)

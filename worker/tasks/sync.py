@@ -12,7 +12,7 @@ from celery import chord, current_task, group
 
 from worker import observe, pipeline, planner
 from worker.celery import Servers, app, servers
-from worker.errors import RetailMediaError, Superseded
+from worker.errors import RetailMediaError, SourceWentBack, Superseded
 from worker.planner import Plan
 from worker.streams import EVENTS_TABLE, Stream
 from worker.tasks import arguments, turns
@@ -45,7 +45,12 @@ def plan(streams: list[str] | None = None, **unknown: Any) -> None:
         with here.store.lease(name, turns.LEASE_SECONDS) as held:
             if held is None:
                 return
-            plans = planner.plan(here.source, here.ledger, here.store, here.settings, chosen)
+            try:
+                plans = planner.plan(here.source, here.ledger, here.store, here.settings, chosen)
+            except SourceWentBack as error:
+                # Told by status, alerts and the rest until a person asks for a full refresh; what is loaded is counted.
+                log.error("plan.refused", reason=str(error))
+                plans = []
             handed = sum(
                 hand_out(here, planned, follow_up=advance.si(streams=[planned.stream.name])) for planned in plans
             )
