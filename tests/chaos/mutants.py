@@ -120,6 +120,15 @@ def _zombie_swap() -> None:
     patch("worker.refresh:_drop_older", lambda original: lambda *args: None)
 
 
+def _snapshot_before_lock() -> None:
+    def snapshot(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, streams=(), *, newer=False: original(self, newer=newer)
+
+    patch("worker.source:Source.snapshot", snapshot)
+    # COPY and the rest take the lock themselves, after the snapshot.
+    patch("worker.source:Source._require_locked", lambda original: lambda self, table: self._open())
+
+
 MUTANTS: dict[str, Mutant] = {
     "max-inserted-at": Mutant("watermark from max(inserted_at)", _newest_row, ("kill child at committed",)),
     "idle-transactions": Mutant("horizon without idle transactions", _idle_transactions, ("transaction held open",)),
@@ -130,5 +139,6 @@ MUTANTS: dict[str, Mutant] = {
     "callback-alone": Mutant("finalizer only in the chord callback", _callback_alone, ("chord callback lost",)),
     "over-a-gap": Mutant("watermark advanced over a gap", _over_a_gap, ("window lost with its message",)),
     "unmerged": Mutant("metrics rebuilt from an unmerged table", _unmerged, ("events move",)),
+    "snapshot-before-lock": Mutant("snapshot before lock", _snapshot_before_lock, ("table rewritten mid-window",)),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
 }

@@ -30,12 +30,13 @@ from worker.source import Snapshot, Source
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS
 from worker.tasks import pipeline as pipeline_tasks
 from worker.tasks import refresh as refresh_tasks
+from worker.tasks import turns
 from worker.tasks.reconcile import compare, replay_window
 from worker.watermarks import Observation
 from worker.windows import ORIGIN, Window
 
 IMPRESSIONS = STREAMS["impressions"]
-PASSWORD = "0123456789abcdef"  # noqa: S105 - of a server that lives for one test
+PASSWORD = "0123456789abcdef"
 
 
 class Volume:
@@ -322,7 +323,7 @@ def test_a_clock_that_was_set_back(
     # By the task, which forgets what ticks saw.
     monkeypatch.setattr(refresh_tasks, "servers", lambda: servers)
     monkeypatch.setattr(refresh_tasks, "hand_out", lambda here, planned, **_: 0)
-    monkeypatch.setattr(refresh_tasks.turns, "look_again", lambda *_, **__: None)
+    monkeypatch.setattr(turns, "look_again", lambda *_, **__: None)
     now = servers.source.now()
     servers.ledger.save_run(Run("task", "refresh", ("impressions", "clicks"), True, until=now, started_at=now))
     refresh_tasks.step(run_id="task")
