@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker import metrics, pipeline, planner, refresh, standing
+from worker import dimensions, metrics, planner, refresh, standing
 from worker.celery import app, servers
 from worker.streams import EVENT_STREAMS, STREAMS
 from worker.tasks import arguments, turns
@@ -52,7 +52,7 @@ def sweep(**unknown: Any) -> dict[str, Any]:
         metrics.note_finality(here.sink, here.settings, complete)
     dropped = [
         *here.sink.drop_abandoned(metrics.STAGING, ABANDONED_SECONDS),
-        *here.sink.drop_abandoned(pipeline.DIMENSION_STAGING, ABANDONED_SECONDS),
+        *here.sink.drop_abandoned(dimensions.DIMENSION_STAGING, ABANDONED_SECONDS),
         *refresh.drop_abandoned(here.sink, here.ledger),
     ]
     return {"days": days, "dropped": len(dropped)}

@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 from celery import chord, current_task, group
 
-from worker import observe, pipeline, planner
+from worker import dimensions, observe, pipeline, planner
 from worker.celery import Servers, app, servers
 from worker.errors import RetailMediaError, Superseded
 from worker.planner import Plan
@@ -184,7 +184,7 @@ def load_dimension(stream: str, run_id: str | None = None, **unknown: Any) -> di
             return {"stream": chosen.name, "skipped": "another worker is loading it"}
         begun = time.monotonic()
         try:
-            done = pipeline.load_dimension(
+            done = dimensions.load_dimension(
                 here.source, here.sink, here.ledger, here.settings, chosen, uuid=uuid, run_id=run
             )
         finally:
