@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
 
 import psycopg2
 import pytest
@@ -22,7 +21,7 @@ BIDS = "SELECT campaign_id, bid_amount FROM campaign_dimension WHERE NOT is_dele
 
 
 def bids(servers: Servers) -> dict[int, Decimal]:
-    return dict(servers.sink.query("looking", BIDS))  # type: ignore[arg-type]
+    return dict(servers.sink.query("looking", BIDS))
 
 
 POISON = {
@@ -35,7 +34,7 @@ POISON = {
 @pytest.mark.parametrize("poison", POISON)
 def test_a_row_that_cannot_be_loaded_stops_no_other(servers: Servers, writer: Connection, poison: str) -> None:
     write(writer, "ALTER TABLE campaign ALTER bid TYPE numeric, ALTER budget TYPE numeric")
-    first, second, third = campaigns(writer)
+    _, second, third = campaigns(writer)
     read_dimension(servers, "campaigns")
     before = bids(servers)
     write(writer, POISON[poison], second)

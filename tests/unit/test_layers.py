@@ -27,7 +27,7 @@ LAYERS: dict[str, int] = {
         ),
         1,
     ),
-    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending"), 2),
+    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending", "failing"), 2),
     **dict.fromkeys(
         (
             "pipeline",
