@@ -11,12 +11,17 @@ from worker.sql import chunks
 from worker.windows import ORIGIN, instant
 
 if TYPE_CHECKING:
+    from worker.ledger import Failure
     from worker.sink import Sink
+    from worker.streams import Stream
 
 SHARE = 10
 """A day whose attempt took long rests so many times as long, so that others need not wait behind it all the time."""
 
 ROWS_AT_ONCE = 10_000
+
+FAILURES_TO_TELL = 3
+"""Failures of one window or day from which somebody is told; the first ones often pass."""
 
 
 def backoff(failures: int) -> timedelta:
@@ -65,3 +70,34 @@ def note_built_days(sink: Sink, days: Iterable[date]) -> None:
     """Records that days that failed before were built."""
     for some in chunks(sorted(days), ROWS_AT_ONCE):
         sink.insert_rows("day_attempts", ("date_id", "outcome"), [(day, "built") for day in some])
+
+
+def to_tell(stream: Stream, failures: Iterable[Failure]) -> list[Failure]:
+    """Those of a stream's failures that somebody should be told of. A dimension is read so rarely that each is one."""
+    least = 1 if stream.kind == "dimension" else FAILURES_TO_TELL
+    return [failure for failure in failures if failure.count >= least]
+
+
+def told_failure(stream: Stream, failure: Failure) -> str:
+    """What failed, since when and why, for people."""
+    if stream.kind == "dimension":
+        return f"{stream.name} cannot be read, {_tried(failure.count, failure.first)}: {failure.error}"
+    since = f" since {_at(failure.first)}" if failure.first > ORIGIN else ""
+    return f"{stream.name} {failure.window} failed {_times(failure.count)}{since}: {failure.error}"
+
+
+def told_day(failure: DayFailure) -> str:
+    """The same of a day."""
+    return f"The metrics of {failure.day} cannot be built, {_tried(failure.count, failure.first)}: {failure.error}"
+
+
+def _tried(count: int, first: datetime) -> str:
+    return f"tried {_times(count)} since {_at(first)}"
+
+
+def _times(count: int) -> str:
+    return f"{count:,} time{'' if count == 1 else 's'}"
+
+
+def _at(at: datetime) -> str:
+    return f"{at.strftime('%Y-%m-%d %H:%M:%S')} UTC"

@@ -24,6 +24,7 @@ from worker import metrics, observe, standing
 from worker.celery import QUEUES, Servers
 from worker.config import Settings
 from worker.errors import RetailMediaError
+from worker.failing import failing_days
 from worker.streams import STREAMS
 from worker.windows import ORIGIN
 
@@ -123,6 +124,9 @@ class ServersCollector(Collector):
         yield from (committed, last)
         yield _gauge(
             "unsettled_days", "Days whose metrics are older than their events.", len(metrics.dirty_days(sink, ORIGIN))
+        )
+        yield _gauge(
+            "failing_days", "Days whose metrics could not be built when they were last tried.", len(failing_days(sink))
         )
         yield _gauge("open_runs", "Pipeline runs and refreshes that have not ended.", len(here.ledger.open_runs()))
         held = GaugeMetricFamily(f"{PREFIX}quarantine_rows", "Rows in quarantine.", labels=["stream", "rule"])
