@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -63,13 +64,16 @@ def failing_days(sink: Sink, since: datetime = ORIGIN) -> dict[date, DayFailure]
 def note_failed_day(sink: Sink, day: date, error: str, seconds: float) -> None:
     """Records that the day could not be built, and why."""
     columns = ("date_id", "outcome", "error", "seconds")
-    sink.insert_rows("day_attempts", columns, [(day, "failed", error[:1000], seconds)])
+    # Without a token of its own, a failure like the one before would count as that one sent again.
+    token = f"failed/{secrets.token_hex(8)}"
+    sink.insert_rows("day_attempts", columns, [(day, "failed", error[:1000], seconds)], token=token)
 
 
 def note_built_days(sink: Sink, days: Iterable[date]) -> None:
     """Records that days that failed before were built."""
     for some in chunks(sorted(days), ROWS_AT_ONCE):
-        sink.insert_rows("day_attempts", ("date_id", "outcome"), [(day, "built") for day in some])
+        token = f"built/{secrets.token_hex(8)}"
+        sink.insert_rows("day_attempts", ("date_id", "outcome"), [(day, "built") for day in some], token=token)
 
 
 def to_tell(stream: Stream, failures: Iterable[Failure]) -> list[Failure]:

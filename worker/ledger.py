@@ -6,6 +6,7 @@ run of commits for the uuid of the table that is live; nothing else decides what
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
@@ -254,7 +255,9 @@ class Ledger:
 
     def note_failure(self, stream: Stream, uuid: UUID, window: Window, run_id: str, error: str) -> None:
         """Records that the window could not be loaded, and why."""
-        self._attempt(stream, uuid, window, "failed", run_id, [], error[:1000], None)
+        # Without a token of its own, a failure like the one before would count as that one sent again.
+        token = f"failed/{secrets.token_hex(8)}"
+        self._attempt(stream, uuid, window, "failed", run_id, [], error[:1000], token)
 
     def note_failed_reading(self, stream: Stream, uuid: UUID, run_id: str, error: str) -> None:
         """Records that a dimension could not be read, and why. Until a reading succeeds all are one failure."""
