@@ -23,7 +23,7 @@ from bench.fleet import Fault, await_that, working
 from bench.measures import Findings, Goal, Line, State, paired, rotated
 from bench.rows import Totals, add_campaigns, add_events, source_totals, target_totals
 from bench.stage import Options, Stage, connected
-from worker import pipeline
+from worker import dimensions, pipeline
 from worker.celery import Servers, create_app
 from worker.sink import quoted
 from worker.source import copy_statement
@@ -255,7 +255,7 @@ def sync_dimensions(here: Servers) -> None:
     for name in ("advertisers", "campaigns"):
         stream = STREAMS[name]
         uuid = here.ledger.live([stream])[stream.target]
-        pipeline.load_dimension(here.source, here.sink, here.ledger, here.settings, stream, uuid=uuid)
+        dimensions.load_dimension(here.source, here.sink, here.ledger, here.settings, stream, uuid=uuid)
 
 
 def measure(stage: Stage, options: Options, dsn: str) -> Findings:

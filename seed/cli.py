@@ -334,7 +334,9 @@ def reset_command(yes: bool, as_json: bool) -> None:
         _print_json({"reset": where})
         return
     click.echo(f"Emptied the source tables in {where}.")
-    click.echo("What was synced before stays in ClickHouse until `retailmedia pipeline --full-refresh`.")
+    click.echo(
+        "What was synced before stays in ClickHouse until `retailmedia pipeline --full-refresh --accept-shrink`."
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg2.extensions import connection as Connection
 
-from worker import metrics, pipeline, planner
+from worker import dimensions, metrics, pipeline, planner
 from worker.celery import Servers
 from worker.streams import EVENTS_TABLE, STREAMS, Stream
 
@@ -92,7 +92,7 @@ def sync(servers: Servers, *, streams: list[Stream] | None = None, metrics_updat
             for window in planned.windows:
                 windows += 1
                 if planned.stream.kind == "dimension":
-                    pipeline.load_dimension(
+                    dimensions.load_dimension(
                         servers.source,
                         servers.sink,
                         servers.ledger,
@@ -116,6 +116,15 @@ def sync(servers: Servers, *, streams: list[Stream] | None = None, metrics_updat
     if metrics_update:
         rebuild(servers)
     return windows
+
+
+def read_dimension(servers: Servers, name: str, **options: Any) -> Any:
+    """Reads one dimension once, and returns what became of its rows."""
+    stream = STREAMS[name]
+    uuid = servers.ledger.live([stream])[stream.target]
+    return dimensions.load_dimension(
+        servers.source, servers.sink, servers.ledger, servers.settings, stream, uuid=uuid, **options
+    )
 
 
 def rebuild(servers: Servers) -> int:

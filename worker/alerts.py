@@ -15,7 +15,9 @@ import structlog
 
 from worker.config import Settings
 from worker.errors import BadInput
+from worker.failing import FAILURES_TO_TELL, to_tell, told_day, told_failure
 from worker.sink import Sink
+from worker.streams import DIMENSION_STREAMS
 from worker.windows import ORIGIN, instant
 
 if TYPE_CHECKING:
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 Severity = Literal["error", "warn"]
-
-FAILURES_TO_TELL = 3
-"""Failures of one window from which somebody is told; the first ones often pass."""
 
 EVERY_DAY = {"first_day": "1900-01-02", "last_day": "2299-12-30"}
 """What a look at every day covers."""
@@ -78,15 +77,18 @@ def freshness(entry: Standing, settings: Settings) -> Signal | None:
 
 
 def of_the_pipeline(overview: Overview, settings: Settings) -> list[Signal]:
-    """Freshness, windows that fail, who holds the horizon, and a source that went back in time."""
+    """Freshness, what fails (windows, dimensions, days), who holds the horizon, and a source that went back in time."""
     found = [Signal("source/went_back", "error", overview.setback)] if overview.setback else []
     found += [signal for entry in overview.streams if (signal := freshness(entry, settings))]
     for entry in overview.streams:
-        failing = [failure for failure in entry.failures if failure.count >= FAILURES_TO_TELL]
-        if failing:
-            worst = max(failing, key=lambda failure: failure.count)
-            told = f"window {worst.window} failed {worst.count} times: {worst.error}"
-            found.append(Signal(f"windows/{entry.stream.name}", "error", f"{entry.stream.name}: {told}"))
+        failures = to_tell(entry.stream, entry.failures)
+        if failures:
+            worst = max(failures, key=lambda failure: failure.count)
+            found.append(Signal(f"windows/{entry.stream.name}", "error", told_failure(entry.stream, worst)))
+    days = [failure for failure in overview.days if failure.count >= FAILURES_TO_TELL]
+    if days:
+        others = f" {len(days) - 1:,} more cannot be built either." if len(days) > 1 else ""
+        found.append(Signal("days", "error", f"{told_day(max(days, key=lambda day: day.day))}{others}"))
     limit = timedelta(seconds=settings.horizon_alert_seconds)
     held = [holder for holder in overview.horizon.holders if holder.age >= limit]
     if held:
@@ -110,8 +112,14 @@ def of_the_data(sink: Sink, settings: Settings, now: datetime) -> list[Signal]:
             found.append(Signal(f"quality/{name}", "error", f"The check {name} found {rows} ({when} UTC)."))
     for name, message in sink.named("alert", "broken_checks"):
         found.append(Signal(f"quality/{name}/broken", "warn", f"The check {name} cannot be carried out: {message}"))
+    dimensions = {stream.name for stream in DIMENSION_STREAMS}
+    for stream, rows, event_id, rule in sink.named("alert", "held_dimension_rows"):
+        more = f", and {rows - 1:,} more" if rows > 1 else ""
+        told = f"Row {event_id} of {stream} keeps its last values: {rule}{more}. Mend it at the source"
+        decide = f"`retailmedia quarantine discard {stream} {event_id}` says that it is to stay so"
+        found.append(Signal(f"quarantine/{stream}", "error", f"{told}; {decide}."))
     for stream, rows in sink.named("alert", "quarantine_growth", {"now": now}):
-        if rows > settings.alert_quarantine_rows:
+        if stream not in dimensions and rows > settings.alert_quarantine_rows:
             told = f"{rows:,} rows of {stream} were set aside within an hour; see `retailmedia quarantine list`."
             found.append(Signal(f"quarantine/{stream}", "error", told))
     return found

@@ -28,6 +28,7 @@ from worker import (
     anomalies,
     config,
     doctor,
+    failing,
     local,
     logs,
     migrate,
@@ -216,16 +217,24 @@ def plan_command(names: tuple[str, ...], as_json: bool) -> None:
 @cli.command("pipeline")
 @click.option("--full-refresh", is_flag=True, help="Load everything anew beside the live table, then swap it in.")
 @click.option("--no-metrics-update", is_flag=True, help="Leave daily_campaign_performance for a later run.")
+@click.option("--accept-shrink", is_flag=True, help="Believe, this once, that advertisers and campaigns are gone.")
 @stream_names
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Give up watching after so many seconds.")
 @as_json
 @debuggable
 def pipeline_command(
-    full_refresh: bool, no_metrics_update: bool, names: tuple[str, ...], timeout: float | None, as_json: bool
+    full_refresh: bool,
+    no_metrics_update: bool,
+    accept_shrink: bool,
+    names: tuple[str, ...],
+    timeout: float | None,
+    as_json: bool,
 ) -> None:
     """Ask the workers to load everything committed before now, and wait until it is in ClickHouse."""
     settings = _settings()
     chosen = streams.chosen(names)
+    if accept_shrink:
+        _accept_shrink(settings, [stream for stream in chosen if stream.kind == "dimension"])
     last = _run(settings, chosen, full_refresh=full_refresh, metrics_update=not no_metrics_update, timeout=timeout)
     if as_json:
         screens.print_json(screens.run_json(last))
@@ -235,6 +244,23 @@ def pipeline_command(
     what = "Full refresh" if full_refresh else "Pipeline run"
     screens.say("")
     screens.say(f"{what} {last.run_id} succeeded in {screens.seconds(last.seconds)}{metrics}.")
+
+
+def _accept_shrink(settings: Settings, dimensions: list[streams.Stream]) -> None:
+    """Reads these dimensions here and now, however few rows are left. Raises `BadInput` for none."""
+    from worker.tasks.sync import read_dimension
+
+    if not dimensions:
+        told = " and ".join(stream.name for stream in streams.DIMENSION_STREAMS)
+        raise BadInput(f"--accept-shrink is for {told}, which are read whole; name one of them with --stream, or none.")
+    with _servers(settings) as here:
+        here.source.require_safe()
+        for stream in dimensions:
+            given_up = time.monotonic() + settings.lease_seconds
+            while "skipped" in read_dimension(here, stream, accept_shrink=True):
+                if time.monotonic() > given_up:
+                    raise RetailMediaError(f"Another worker has been reading {stream.name} all the time; try again.")
+                time.sleep(WATCH_SECONDS / 5)
 
 
 def _run(
@@ -286,8 +312,11 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
     screens.say(screens.horizon_line(found))
     for entry in found.streams:
         for failure in entry.failures[:3]:
-            told = f"{entry.stream.name} {failure.window} failed {_plural(failure.count, 'time')}: {failure.error}"
-            screens.say(told, style="red")
+            screens.say(failing.told_failure(entry.stream, failure), style="red")
+    for day in found.days[-3:]:
+        screens.say(failing.told_day(day), style="red")
+    if len(found.days) > 3:
+        screens.say(f"{len(found.days) - 3:,} earlier days cannot be built either.", style="red")
 
 
 FORMS = click.Choice(["table", "csv", "json", "parquet"])

@@ -125,6 +125,13 @@ class Settings(BaseSettings):
     failover_rewind_seconds: int = Field(
         86_400, ge=0, description="How far watermarks go back when the source's timeline changes (a promoted replica)."
     )
+    dimension_max_shrink_percent: float = Field(
+        50,
+        ge=0,
+        le=100,
+        description="Share of a dimension's known rows that may vanish at once; where more do, or all, the reading is not "
+        "believed until a person says so. 100 believes anything.",
+    )
     lease_seconds: int = Field(
         60, ge=1, description="Time after which a silent worker's window may be handed out again."
     )

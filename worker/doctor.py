@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from worker import migrate, sessions
+from worker import failing, migrate, sessions, standing
 from worker.config import Settings
 from worker.errors import RetailMediaError, SinkFailure, Unreachable
 from worker.ledger import Ledger
 from worker.sessions import Seen
 from worker.sink import Sink
 from worker.source import Source, TableFacts
-from worker.streams import DIMENSION_STREAMS
+from worker.streams import DIMENSION_STREAMS, STREAMS
 from worker.watermarks import WatermarkStore
 from worker.windows import instant
 
@@ -56,6 +57,7 @@ def examine(
     yield from _server("ClickHouse", "CLICKHOUSE_DSN", lambda: _clickhouse(settings, now))
     redis = list(_server("Redis", "REDIS_URL", lambda: _redis(settings, now)))
     yield from redis
+    yield from _failing(settings)
     if not any(finding.state == "unreachable" for finding in redis):
         yield from _workers(workers, queues)
 
@@ -229,6 +231,24 @@ def _redis(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]
         told = f"maxmemory-policy is {policy}: it may drop messages"
         yield Finding("Redis", "memory", "wrong", told, "CONFIG SET maxmemory-policy noeviction")
     yield _skew("Redis", datetime.fromtimestamp(float(facts["time"]), UTC), now())
+
+
+def _failing(settings: Settings) -> Iterator[Finding]:
+    """Windows, dimensions and days that fail again and again; nothing where that cannot be told."""
+    with contextlib.suppress(RetailMediaError), Sink(settings) as sink:
+        if any(entry.state != "applied" for entry in migrate.status(sink, settings)):
+            return
+        streams = list(STREAMS.values())
+        found = standing.failing(Ledger(sink), streams)
+        mend = "mend what the error names; it is tried again by itself"
+        wrong = [
+            Finding("sync", stream.name, "wrong", failing.told_failure(stream, failure), mend)
+            for stream in streams
+            for failure in failing.to_tell(stream, found[stream.name])[:3]
+        ]
+        days = [day for day in failing.failing_days(sink).values() if day.count >= failing.FAILURES_TO_TELL]
+        wrong += [Finding("sync", f"day {day.day}", "wrong", failing.told_day(day), mend) for day in days[-3:]]
+        yield from wrong or [Finding("sync", "failures", "ok", "no window, dimension or day keeps failing")]
 
 
 def _workers(workers: Callable[[], dict[str, set[str]]], queues: frozenset[str]) -> Iterator[Finding]:

@@ -46,6 +46,14 @@ class TransientSource(SourceFailure):
     """PostgreSQL could not answer just now; the same statement may succeed later."""
 
 
+class SourceMismatch(RetailMediaError):
+    """A source table has not the columns that are synced."""
+
+
+class DimensionShrank(RetailMediaError):
+    """A dimension shows so few of its rows that nobody believes it."""
+
+
 class HorizonUnsafe(RetailMediaError):
     """The safe horizon cannot be computed on this server, so nothing may be synced from it."""
 

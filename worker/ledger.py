@@ -6,6 +6,7 @@ run of commits for the uuid of the table that is live; nothing else decides what
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
@@ -15,7 +16,7 @@ from uuid import UUID
 from worker.errors import HorizonUnsafe
 from worker.sql import chunks, named
 from worker.streams import Stream
-from worker.windows import ORIGIN, Window, contiguous_end, instant, to_micros
+from worker.windows import MICROSECOND, ORIGIN, Window, contiguous_end, instant, to_micros
 
 if TYPE_CHECKING:
     from worker.sink import Sink
@@ -64,13 +65,19 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A window that failed `count` times, last at `last` for `error`; `now` is the server's clock when asked."""
+    """A window that failed `count` times, last at `last` for `error`; `now` is the server's clock when asked.
+
+    First at `first`, and `recent` times since the instant that was asked for. What a dimension's window ends with is only
+    where its watermark stands: it is read whole.
+    """
 
     window: Window
     count: int
     last: datetime
     error: str
     now: datetime
+    first: datetime = ORIGIN
+    recent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +281,14 @@ class Ledger:
 
     def note_failure(self, stream: Stream, uuid: UUID, window: Window, run_id: str, error: str) -> None:
         """Records that the window could not be loaded, and why."""
-        self._attempt(stream, uuid, window, "failed", run_id, [], error[:1000], None)
+        # Without a token of its own, a failure like the one before would count as that one sent again.
+        token = f"failed/{secrets.token_hex(8)}"
+        self._attempt(stream, uuid, window, "failed", run_id, [], error[:1000], token)
+
+    def note_failed_reading(self, stream: Stream, uuid: UUID, run_id: str, error: str) -> None:
+        """Records that a dimension could not be read, and why. Until a reading succeeds all are one failure."""
+        watermark = self.coverage([stream], {stream.target: uuid})[stream.name].watermark
+        self.note_failure(stream, uuid, Window(ORIGIN, watermark + MICROSECOND), run_id, error)
 
     def _attempt(
         self,
@@ -291,12 +305,12 @@ class Ledger:
         row = (stream.name, uuid, window.lo, window.hi, outcome, run_id, days, error)
         self._sink.insert_rows("sync_attempts", columns, [row], token=token)
 
-    def failures(self, stream: Stream, uuid: UUID, watermark: datetime) -> list[Failure]:
-        """Windows not behind the watermark that failed."""
-        parameters = {"stream": stream.name, "uuid": uuid, "watermark": watermark}
+    def failures(self, stream: Stream, uuid: UUID, watermark: datetime, since: datetime = ORIGIN) -> list[Failure]:
+        """Windows not behind the watermark that failed; `recent` counts from `since`, by ClickHouse's clock."""
+        parameters = {"stream": stream.name, "uuid": uuid, "watermark": watermark, "since": since}
         return [
-            Failure(Window(lo, hi), count, instant(last), error, instant(now))
-            for lo, hi, count, last, error, now in self._sink.named("ledger", "failures", parameters)
+            Failure(Window(lo, hi), count, instant(last), error, instant(now), instant(first), recent)
+            for lo, hi, count, last, error, now, first, recent in self._sink.named("ledger", "failures", parameters)
         ]
 
     # Days

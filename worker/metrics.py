@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
 import structlog
 
 from worker.config import Settings
 from worker.errors import SinkFailure, TransientSink
+from worker.failing import failing_days, note_built_days, note_failed_day
 from worker.sink import Sink, quoted, rendered
 from worker.sql import chunks, named
 from worker.windows import MICROSECOND, ORIGIN, day_bounds, instant
@@ -23,6 +25,9 @@ DAYS_AT_ONCE = 31
 TOO_MUCH = {159, 241}
 """What ClickHouse answers where a statement ran into its limits: TIMEOUT_EXCEEDED, MEMORY_LIMIT_EXCEEDED."""
 
+SLOW_SECONDS = 10.0
+"""A batch that failed after longer than this is tried day by day at once."""
+
 PUBLICATIONS = 5
 """How often a day is published again where another worker published it at the same time; then the sweep sees to it."""
 
@@ -35,11 +40,12 @@ BILLED = {"cpc": "click", "cpm": "impression", "cpi": "impression"}
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """Days rebuilt, of which some turned out empty, and rows published."""
+    """Days rebuilt, of which some turned out empty, and rows published; and days that could not be built, with why."""
 
     days: int = 0
     empty: int = 0
     rows: int = 0
+    failed: tuple[tuple[date, SinkFailure], ...] = ()
 
 
 def dirty_days(sink: Sink, since: datetime = ORIGIN) -> list[date]:
@@ -63,23 +69,51 @@ def rebuild(sink: Sink, settings: Settings, days: Sequence[date]) -> Rebuilt:
     """Computes these days from `ad_events` and publishes each in one step, the newest first. Idempotent; safe to run
     twice at once.
 
-    A day without events left disappears. Days that are too much together for the server's limits are parted.
+    A day without events left disappears. Days that are too much together for the server's limits are parted, and so are
+    those among which one cannot be built: it is noted, the others are published. Raises what is no day's fault.
     """
-    total = Rebuilt()
-    waiting = batches(sorted(set(days)))
+    wanted = sorted(set(days))
+    known = failing_days(sink) if wanted else {}
+    troubled = [day for day in wanted if day in known]
+    total, built, failed = Rebuilt(), set[date](), dict[date, SinkFailure]()
+    # Last, and each by itself: they would spoil the others' statement.
+    waiting = [*([day] for day in troubled), *batches([day for day in wanted if day not in troubled])]
     while waiting:
         batch = waiting.pop()
+        begun = time.monotonic()
         try:
             done = _rebuild_batch(sink, settings, batch)
-        except TransientSink as error:
-            if error.code not in TOO_MUCH or len(batch) == 1:
+        except SinkFailure as error:
+            if not of_the_days(error):
                 raise
-            log.warning("metrics.batch_halved", days=len(batch), cause=str(error))
+            if len(batch) == 1:
+                log.error("metrics.day_failed", day=str(batch[0]), cause=str(error))
+                note_failed_day(sink, batch[0], str(error), time.monotonic() - begun)
+                failed[batch[0]] = error
+                continue
+            log.warning("metrics.batch_parted", days=len(batch), cause=str(error))
             middle = len(batch) // 2
-            waiting += [batch[:middle], batch[middle:]]
+            # Halved five times, a batch that runs into a time limit would outlast the task.
+            quick = time.monotonic() - begun < SLOW_SECONDS
+            waiting += [batch[:middle], batch[middle:]] if quick else [[day] for day in batch]
             continue
+        built.update(batch)
         total = Rebuilt(total.days + done.days, total.empty + done.empty, total.rows + done.rows)
-    return total
+    note_built_days(sink, built & set(troubled))
+    return replace(total, failed=tuple(sorted(failed.items())))
+
+
+def rebuild_all(sink: Sink, settings: Settings, days: Sequence[date]) -> Rebuilt:
+    """`rebuild` for whoever needs every one of these days. Raises the first cause where one could not be built."""
+    done = rebuild(sink, settings, days)
+    for _, error in done.failed:
+        raise error
+    return done
+
+
+def of_the_days(error: SinkFailure) -> bool:
+    """Whether another choice of days may go better: the server is there, and did not do what it was told for these."""
+    return not isinstance(error, TransientSink) or error.code in TOO_MUCH
 
 
 def batches(days: Sequence[date]) -> list[list[date]]:
@@ -174,14 +208,17 @@ def final_through(sink: Sink) -> date | None:
     return day if count else None
 
 
-def note_finality(sink: Sink, settings: Settings, complete_through: datetime) -> date:
+def note_finality(sink: Sink, settings: Settings, complete_through: datetime, *, before: date | None = None) -> date:
     """Declares final every day that ended `FINALITY_HOURS` before `complete_through`; returns the last of them.
 
     `complete_through` is the instant before which everything the source wrote is loaded. Once final, a day stays so.
+    Days from `before` on are not, as where that one is still to be built: its first figures would be a restatement.
     """
     at = instant(complete_through) - timedelta(hours=settings.finality_hours)
     # The day that instant lies in has not ended by then; the one before it has, whatever its length.
     day = at.astimezone(settings.zone).date() - timedelta(days=1)
+    if before is not None:
+        day = min(day, before - timedelta(days=1))
     sink.command("noting final days", named("metrics", "note_final_through"), {"day": day})
     return day
 

@@ -1,4 +1,4 @@
-"""The job: loads a window of events, or a dimension, from PostgreSQL into ClickHouse and commits it to the ledger.
+"""The job: loads a window of events from PostgreSQL into ClickHouse and commits it to the ledger.
 
 A window is read in one snapshot, in chunks. Each chunk: rows that cannot be loaded are set aside, the days that older
 versions of its events leave are noted, and the rest is inserted as one block under a token of its own. At the end
@@ -28,14 +28,13 @@ from worker.errors import RefusedRows, SchemaMismatch, Superseded, VerificationF
 from worker.ledger import Ledger, dedup_token
 from worker.rules import Marks, judge
 from worker.sink import Sink, quoted
-from worker.source import EventColumns, Source, utc
+from worker.source import EventColumns, Source
 from worker.sql import chunks, named
 from worker.streams import EVENTS_TABLE, Stream
-from worker.windows import MICROSECOND, ORIGIN, Window, days_of_hours, format_instant, from_micros
+from worker.windows import Window, days_of_hours, format_instant, from_micros
 
 log = structlog.get_logger()
 
-DIMENSION_STAGING = "dimension_staging_"
 HOUR_MICROS = 3_600_000_000
 MANY_IDS = 1000
 """From so many on, ids are rather given as a range than one by one."""
@@ -48,7 +47,7 @@ UInt64s = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What became of one window or dimension: every row extracted was loaded or quarantined.
+    """What became of one window: every row extracted was loaded or quarantined.
 
     `sent` is how many bytes of columns went to ClickHouse.
     """
@@ -509,63 +508,6 @@ def _verify(sink: Sink, reading: _Reading, tally: _Tally) -> None:
         f"{stream.name} {window}: read {tally.loaded} rows, ClickHouse holds {found[0]} of them"
         f"{'' if found[0] != tally.loaded else ' with other values'}; the window will be read again."
     )
-
-
-def load_dimension(
-    source: Source, sink: Sink, ledger: Ledger, settings: Settings, stream: Stream, *, uuid: UUID, run_id: str = ""
-) -> Loaded:
-    """Reads a dimension whole, in one snapshot, and writes the rows that changed; commits up to the snapshot's horizon.
-
-    Rows that are gone at the source are marked deleted. Raises as `load_window`.
-    """
-    horizon = source.horizon().at
-    statement = named("dimensions", f"create_staging_{stream.name}")
-    with (
-        setbacks.reading(source, ledger, settings, [stream], [uuid]) as read,
-        sink.staging(DIMENSION_STAGING, statement) as staging,
-    ):
-        snapshot, version = read.snapshot, read.version
-        table = quoted(staging)
-        extracted = _stage(source, sink, stream, staging)
-        staged = sink.query("counting staged rows", named("dimensions", "staged_count").format(staging=table))[0][0]
-        if staged != extracted:
-            raise VerificationFailed(f"{stream.name}: read {extracted} rows, ClickHouse staged {staged}.")
-        sink.command(
-            f"writing {stream.name}",
-            named("dimensions", f"merge_{stream.name}").format(staging=table),
-            {"version": version, "taken_at": snapshot.taken_at},
-        )
-    # Without a horizon (a prepared transaction holds it) the rows are good but prove nothing about completeness.
-    if horizon is not None and horizon > ORIGIN + MICROSECOND:
-        ledger.commit(
-            stream,
-            uuid,
-            Window(ORIGIN, horizon),
-            run_id=run_id,
-            version=version,
-            rows=extracted,
-            quarantined=0,
-            content_hash=0,
-            snapshot=snapshot,
-        )
-    return Loaded(extracted, extracted, 0, 0)
-
-
-def _stage(source: Source, sink: Sink, stream: Stream, staging: str) -> int:
-    columns: tuple[str, ...]
-    if stream.name == "advertisers":
-        columns = ("advertiser_id", "advertiser_name", "created_at", "updated_at")
-    else:
-        columns = (
-            "campaign_id", "campaign_name", "advertiser_id", "bid_amount", "budget_amount", "start_date", "end_date",
-            "created_at", "updated_at",
-        )  # fmt: skip
-    count = 0
-    for batch in source.read_rows(stream.name, 10_000):
-        rows = [(*row[:-2], utc(row[-2]), utc(row[-1])) for row in batch]
-        sink.insert_rows(staging, columns, rows)
-        count += len(rows)
-    return count
 
 
 def new_run_id(clock_micros: int) -> str:

@@ -16,6 +16,7 @@ import structlog
 
 from worker import setbacks
 from worker.config import Settings
+from worker.failing import backoff
 from worker.ledger import CHECKPOINT_AFTER, Coverage, Failure, Ledger
 from worker.source import Horizon, Source
 from worker.streams import STREAMS, Stream
@@ -97,13 +98,15 @@ def plan(
     targets: dict[str, UUID] | None = None,
     limit: int | None = None,
     until: datetime | None = None,
+    since: datetime = ORIGIN,
 ) -> list[Plan]:
     """Plans the streams up to one safe horizon. Raises `HorizonUnsafe`, `SourceWentBack`, `Unreachable` and transient
     errors.
 
     `targets` names the tables to fill, the live ones by default. With `until`, a dimension is read once: when the
     horizon has passed that, and not if that is in place already. While the horizon is held by a prepared transaction
-    no window is planned.
+    no window is planned. What failed rests before it is tried again, and is in `Plan.waiting` meanwhile; failures before
+    `since`, by ClickHouse's clock, do not count for that.
     """
     setbacks.refuse(ledger)
     uuids = ledger.live(streams) if targets is None else targets
@@ -125,9 +128,9 @@ def plan(
         uuid = uuids[stream.target]
         covered = coverage[stream.name]
         planned = (
-            plan_dimension(stream, uuid, covered, horizon, store, until)
+            plan_dimension(ledger, stream, uuid, covered, horizon, store, until, since)
             if stream.kind == "dimension"
-            else plan_events(source, ledger, store, settings, stream, uuid, covered, horizon, limit)
+            else plan_events(source, ledger, store, settings, stream, uuid, covered, horizon, limit, since)
         )
         plans.append(planned)
         if live:
@@ -139,15 +142,24 @@ def plan(
 
 
 def plan_dimension(
-    stream: Stream, uuid: UUID, covered: Coverage, horizon: Horizon, store: WatermarkStore, until: datetime | None
+    ledger: Ledger,
+    stream: Stream,
+    uuid: UUID,
+    covered: Coverage,
+    horizon: Horizon,
+    store: WatermarkStore,
+    until: datetime | None,
+    since: datetime = ORIGIN,
 ) -> Plan:
     """A dimension is one window, from the origin to the horizon: it is read whole."""
     watermark = covered.watermark
     ready = horizon.at is not None and (until is None or watermark < until <= horizon.at)
     windows: tuple[Window, ...] = ()
+    waiting: tuple[Failure, ...] = ()
     if ready and horizon.at is not None and not store.in_flight(stream, uuid):
-        windows = (Window(ORIGIN, horizon.at),)
-    return Plan(stream, uuid, windows, (), watermark, horizon, watermark)
+        waiting = tuple(failure for failure in ledger.failures(stream, uuid, watermark, since) if waits(failure))
+        windows = () if waiting else (Window(ORIGIN, horizon.at),)
+    return Plan(stream, uuid, windows, (), watermark, horizon, watermark, waiting)
 
 
 def plan_events(
@@ -160,6 +172,7 @@ def plan_events(
     covered: Coverage,
     horizon: Horizon,
     limit: int | None = None,
+    since: datetime = ORIGIN,
 ) -> Plan:
     """Windows for what lies between the watermark and the horizon, is not committed, and is not in flight."""
     watermark = covered.watermark
@@ -171,7 +184,7 @@ def plan_events(
         # Nothing below the safe horizon can appear any more, so the emptiness just seen is for good.
         return Plan(stream, uuid, (), (), watermark, horizon, horizon.at)
 
-    failures = {failure.window: failure for failure in ledger.failures(stream, uuid, watermark)}
+    failures = {failure.window: failure for failure in ledger.failures(stream, uuid, watermark, since)}
     taken = [*covered.windows, *store.in_flight(stream, uuid)]
     waiting: list[Failure] = []
     division = max(watermark, horizon.at - timedelta(seconds=settings.fresh_seconds))
@@ -264,13 +277,12 @@ def again(gap: Window, failures: Sequence[Failure], waiting: list[Failure]) -> l
     result = gaps_or_nothing(gap, [failure.window for failure in troubled])
     for failure in troubled:
         halves = failure.window.halves() if failure.count >= SPLIT_AFTER else None
-        due = failure.last + backoff(failure.count)
         if halves:
             result.extend(halves)
-        elif failure.now >= due:
-            result.append(failure.window)
-        else:
+        elif waits(failure):
             waiting.append(failure)
+        else:
+            result.append(failure.window)
     return sorted(result)
 
 
@@ -282,9 +294,9 @@ def gaps_or_nothing(within: Window, taken: Sequence[Window]) -> list[Window]:
     return gaps(within, covered)
 
 
-def backoff(failures: int) -> timedelta:
-    """How long a window that failed so often rests: 1 s, doubling, five minutes at most."""
-    return timedelta(seconds=min(300, 2 ** min(failures - 1, 10)))
+def waits(failure: Failure) -> bool:
+    """Whether it is too early to try again what failed. What has not failed since it was asked for is tried at once."""
+    return failure.recent > 0 and failure.now < failure.last + backoff(failure.recent)
 
 
 def complete(plans: Sequence[Plan], until: datetime) -> bool:

@@ -24,6 +24,7 @@ from worker import metrics, observe, standing
 from worker.celery import QUEUES, Servers
 from worker.config import Settings
 from worker.errors import RetailMediaError
+from worker.failing import failing_days
 from worker.streams import STREAMS
 from worker.windows import ORIGIN
 
@@ -128,6 +129,9 @@ class ServersCollector(Collector):
             "source_went_back",
             "1 while nothing is loaded because the source is older than what was loaded from it.",
             bool(here.ledger.setback()),
+        )
+        yield _gauge(
+            "failing_days", "Days whose metrics could not be built when they were last tried.", len(failing_days(sink))
         )
         yield _gauge("open_runs", "Pipeline runs and refreshes that have not ended.", len(here.ledger.open_runs()))
         held = GaugeMetricFamily(f"{PREFIX}quarantine_rows", "Rows in quarantine.", labels=["stream", "rule"])

@@ -126,7 +126,8 @@ def decide(sink: Sink, chosen: Sequence[Held], decision: Decision, reason: str) 
     for stream, ids in by_stream.items():
         for some in chunks(ids, IDS_AT_ONCE):
             parameters = {"stream": stream, "ids": tuple(some), "decision": decision, "reason": reason}
-            sink.command("writing a decision", named("quarantine", "decide"), parameters)
+            name = "decide_dimension" if stream_of(stream).kind == "dimension" else "decide"
+            sink.command("writing a decision", named("quarantine", name), parameters)
     return len(chosen)
 
 

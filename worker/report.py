@@ -17,6 +17,7 @@ from string import Template
 from typing import TYPE_CHECKING, Literal, NewType
 
 from worker.config import Settings
+from worker.failing import to_tell, told_day, told_failure
 from worker.sink import Sink
 from worker.sql import named
 from worker.windows import ORIGIN, instant
@@ -224,6 +225,11 @@ def _freshness(page: _Page, settings: Settings, standing: Overview | str) -> Non
     cards = "".join(_card(page, settings, entry) for entry in standing.streams)
     if standing.setback:
         page.wrong.append(("error", standing.setback))
+    for entry in standing.streams:
+        page.wrong += [("error", told_failure(entry.stream, one)) for one in to_tell(entry.stream, entry.failures)[:3]]
+    page.wrong += [("error", told_day(day)) for day in standing.days[-3:]]
+    if len(standing.days) > 3:
+        page.wrong.append(("error", f"{len(standing.days) - 3:,} earlier days cannot be built either."))
     horizon = standing.horizon
     if horizon.holders:
         holder = horizon.holders[0]

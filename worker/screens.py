@@ -609,6 +609,10 @@ def status_json(found: standing.Overview) -> dict[str, Any]:
             }
             for holder in found.horizon.holders
         ],
+        "days_failing": [
+            {"day": day.day, "failures": day.count, "since": day.first, "last": day.last, "error": day.error}
+            for day in found.days
+        ],
         "streams": {
             entry.stream.name: {
                 "watermark": entry.watermark if entry.watermark > ORIGIN else None,
@@ -618,7 +622,12 @@ def status_json(found: standing.Overview) -> dict[str, Any]:
                 "quarantined": entry.quarantined,
                 "windows_in_flight": entry.in_flight,
                 "windows_failing": [
-                    {"window": failure.window, "failures": failure.count, "error": failure.error}
+                    {
+                        "window": failure.window,
+                        "failures": failure.count,
+                        "since": failure.first,
+                        "error": failure.error,
+                    }
                     for failure in entry.failures
                 ],
                 "last_run": {

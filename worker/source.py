@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +32,7 @@ from worker import sessions, transient
 from worker.columns import Column, Int64s, Refusals, Rows, since_1970
 from worker.config import UNREADABLE, Settings
 from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
+from worker.dimension_rows import SourceColumn
 from worker.errors import HorizonUnsafe, SourceFailure, TransientSource, Unreachable
 from worker.sessions import Seen
 from worker.sql import named
@@ -51,6 +52,9 @@ WIDE_CHUNK_BYTES = 24 << 20
 
 PART_BYTES = 3 << 20
 """Of wide rows, so many are decoded at once: enough for numpy, few enough for the processor's cache."""
+
+FIRST_ROWS, ROWS_AT_ONCE, BATCH_BYTES = 100, 10_000, 8 << 20
+"""Of a dimension, fetched at first and at most; fewer where a row was so large that they might exceed these bytes."""
 
 ESTIMATED_FROM = 50_000
 """Rows of a window from which on it may hold a little more or less, which spares walking over them to count them."""
@@ -860,18 +864,54 @@ class Source:
             else:
                 thread.join()
 
-    def read_rows(self, name: str, batch: int) -> Iterator[Sequence[tuple[Any, ...]]]:
-        """A dimension's rows in batches, within the open snapshot: small tables, so row by row will do."""
-        with _translated(f"reading {name}"):
-            connection = self._require_locked(STREAMS[name].source_table)
+    def columns(self, table: str) -> list[SourceColumn]:
+        """The columns of a table, in order; none where it does not exist."""
+        found = self._query(f"looking at the columns of {table}", named("source", "columns"), {"table": table})
+        return [SourceColumn(*row) for row in found]
+
+    def encoding(self) -> tuple[str, str, str]:
+        """In which encoding `read_dimension` hands over text: PostgreSQL's name of it, Python's, and one for people.
+
+        A database of encoding SQL_ASCII says nothing of its text, which is taken to be UTF-8. What Python does not know
+        PostgreSQL turns into UTF-8.
+        """
+        own = str(self._query("asking for its encoding", named("source", "encoding"))[0][0])
+        if own == "SQL_ASCII":
+            return own, "utf-8", "UTF-8"
+        python = psycopg2.extensions.encodings.get(own.upper())
+        return ("UTF8", "utf-8", "UTF-8") if python is None or own == "UTF8" else (own, python, own)
+
+    def read_dimension(
+        self, table: str, columns: Sequence[tuple[str, str]], encoding: str
+    ) -> Iterator[list[tuple[bytes | str | None, ...]]]:
+        """All rows of a small table within the open snapshot, in batches of some megabytes at most, unless a row is larger.
+
+        Each column comes in one of the forms of `source.sql`: exact text, or with `as_bytes` bytes in this encoding.
+        """
+        composed = pgsql.SQL(named("source", "read_dimension")).format(
+            columns=pgsql.SQL(", ").join(
+                pgsql.SQL(named("source", form)).format(column=pgsql.Identifier(name), encoding=pgsql.Literal(encoding))
+                for name, form in columns
+            ),
+            table=pgsql.Identifier(table),
+        )
+        with _translated(f"reading {table}"):
+            connection = self._require_locked(table)
             with self._deadline(connection), connection.cursor() as cursor:
-                cursor.execute(f"DECLARE dimension NO SCROLL CURSOR FOR {named('source', f'read_{name}')}")
+                cursor.execute(named("source", "exact_text"))
+                cursor.execute(pgsql.SQL("DECLARE dimension NO SCROLL CURSOR FOR ") + composed)
+                count = FIRST_ROWS
                 while True:
-                    cursor.execute("FETCH FORWARD %s FROM dimension", (batch,))
-                    rows = cursor.fetchall()
+                    cursor.execute("FETCH FORWARD %s FROM dimension", (count,))
+                    rows = [
+                        tuple(bytes(value) if isinstance(value, memoryview) else value for value in row)
+                        for row in cursor.fetchall()
+                    ]
                     if not rows:
                         break
                     yield rows
+                    largest = max(sum(len(value) for value in row if value is not None) for row in rows)
+                    count = max(1, min(ROWS_AT_ONCE, BATCH_BYTES // (largest + 1), 4 * count))
                 cursor.execute("CLOSE dimension")
 
 
@@ -924,10 +964,3 @@ def _cut(connection: psycopg2.extensions.connection) -> None:
                 shared.detach()
     except (OSError, psycopg2.Error):
         log.debug("source.cut_failed")
-
-
-def utc(value: datetime | None) -> datetime | None:
-    """`value` in UTC; a source column without time zone is taken to hold UTC."""
-    if value is None:
-        return None
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

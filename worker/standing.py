@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from worker.failing import DayFailure, failing_days
 from worker.ledger import Failure, Ledger, Run
 from worker.sink import Sink
 from worker.source import Horizon, Source
@@ -38,10 +39,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Every stream, and the horizon they share. `setback` says why nothing is loaded from the source any more."""
+    """Every stream, the horizon they share, and days whose metrics cannot be built.
+
+    `setback` says why nothing is loaded from the source any more.
+    """
 
     horizon: Horizon
     streams: tuple[Standing, ...]
+    days: tuple[DayFailure, ...] = ()
     setback: str = ""
 
 
@@ -55,6 +60,19 @@ def uncovered(failures: Sequence[Failure], windows: Sequence[Window]) -> tuple[F
         return position >= 0 and window.hi <= held[position].hi
 
     return tuple(failure for failure in failures if not covered(failure.window))
+
+
+def failing(ledger: Ledger, streams: Sequence[Stream]) -> dict[str, tuple[Failure, ...]]:
+    """By stream, windows not loaded yet that failed at least once; of a dimension, its failing to be read."""
+    targets = ledger.live(streams)
+    coverage = ledger.coverage(streams, targets)
+    return {
+        stream.name: uncovered(
+            ledger.failures(stream, targets[stream.target], coverage[stream.name].watermark),
+            coverage[stream.name].windows,
+        )
+        for stream in streams
+    }
 
 
 def _through(source: Source, stream: Stream, watermark: datetime, horizon: datetime | None) -> datetime:
@@ -99,4 +117,4 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
                 next((run for run in runs if stream.name in run.streams), None),
             )
         )
-    return Overview(horizon, tuple(result), ledger.setback())
+    return Overview(horizon, tuple(result), tuple(failing_days(sink).values()), ledger.setback())

@@ -2,8 +2,7 @@
 -- Severity: error
 -- Owner: data platform
 -- Do: Run `retailmedia pipeline --full-refresh`; a row that is in both places goes away with the next reading of it.
--- Grain: a window of the ledger, or an event
-WITH (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events') AS live
+-- Grain: a window of the ledger, a reading of a dimension, or an event
 SELECT what, stream, lo, hi, extracted, loaded, quarantined, event_id
 FROM
 (
@@ -17,7 +16,12 @@ FROM
         quarantined,
         toInt64(0) AS event_id
     FROM sync_commits
-    WHERE kind = 'window' AND target_uuid = live AND extracted != rows + quarantined
+    WHERE kind = 'window' AND extracted != rows + quarantined
+        AND target_uuid IN
+        (
+            SELECT uuid FROM system.tables
+            WHERE database = currentDatabase() AND name IN ('ad_events', 'advertiser_dimension', 'campaign_history')
+        )
     UNION ALL
     SELECT
         'an event in quarantine is loaded too',

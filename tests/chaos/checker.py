@@ -19,7 +19,7 @@ from clickhouse_driver import Client
 from numpy.typing import NDArray
 
 from tests.chaos.stage import Stage, Violation, eventually
-from worker import metrics, pipeline, refresh
+from worker import dimensions, metrics, refresh
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS
 
 LOADABLE = "created_at >= '1900-01-02T00:00:00Z' AND created_at < '2299-12-30T00:00:00Z'"
@@ -303,7 +303,7 @@ def _check_upkeep(stage: Stage, findings: Findings) -> None:
     if remaining:
         # What the product's sweep does, for tables that are older; nobody works on these any more.
         with stage.servers() as servers:
-            for prefix in (metrics.STAGING, pipeline.DIMENSION_STAGING):
+            for prefix in (metrics.STAGING, dimensions.DIMENSION_STAGING):
                 servers.sink.drop_abandoned(prefix, 0)
             refresh.drop_abandoned(servers.sink, servers.ledger)
         findings.state += [f"left over: {name}" for name in remaining & set(leftovers(stage))]

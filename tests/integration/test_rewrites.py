@@ -16,7 +16,7 @@ from psycopg2.extensions import connection as Connection
 from tests.agreement import sync, target_events
 from tests.integration.test_reconcile import fill, silently, write
 from tests.integration.test_seals import declare_final
-from worker import pipeline, seals
+from worker import dimensions, pipeline, seals
 from worker.celery import Servers
 from worker.source import Source
 from worker.streams import EVENTS_TABLE, STREAMS
@@ -170,7 +170,9 @@ def test_a_dimension_loses_nothing(servers: Servers, unbound: Connection, rewrit
     count = write(unbound, "SELECT count(*) FROM campaign")[0][0]
     struck = rewriting(statements(kind, "campaign"))
     uuid = servers.ledger.live([CAMPAIGNS])[CAMPAIGNS.target]
-    done = pipeline.load_dimension(servers.source, servers.sink, servers.ledger, servers.settings, CAMPAIGNS, uuid=uuid)
+    done = dimensions.load_dimension(
+        servers.source, servers.sink, servers.ledger, servers.settings, CAMPAIGNS, uuid=uuid
+    )
     struck.ended()
     assert done.extracted == count > 0
     gone = servers.sink.query("looking", "SELECT count() FROM campaign_dimension WHERE is_deleted")[0][0]

@@ -27,7 +27,7 @@ from embedded.clickhouse import daemon
 from embedded.stack import Addresses
 from tests.integration.test_pipeline import add, campaigns
 from tests.processes import ROOT, celery, end, ready, until
-from worker import metrics, migrate, observe, pipeline, planner, refresh
+from worker import dimensions, metrics, migrate, observe, pipeline, planner, refresh
 from worker.celery import Servers, create_app
 from worker.config import Settings
 from worker.errors import SinkFailure
@@ -167,7 +167,7 @@ def test_hostile_names_are_data(servers: Servers, writer: Connection) -> None:
             )
     for stream in ("advertisers", "campaigns"):
         uuids = servers.ledger.live([STREAMS[stream]])
-        pipeline.load_dimension(
+        dimensions.load_dimension(
             servers.source, servers.sink, servers.ledger, servers.settings, STREAMS[stream],
             uuid=uuids[STREAMS[stream].target], run_id="",
         )  # fmt: skip
@@ -243,7 +243,7 @@ def _everything(servers: Servers) -> int:
     chosen = list(STREAMS.values())
     for planned in planner.plan(servers.source, servers.ledger, servers.store, servers.settings, chosen):
         if planned.stream.kind == "dimension":
-            pipeline.load_dimension(
+            dimensions.load_dimension(
                 servers.source, servers.sink, servers.ledger, servers.settings, planned.stream,
                 uuid=planned.target_uuid, run_id="",
             )  # fmt: skip

@@ -375,5 +375,5 @@ def test_what_was_not_locked_is_not_read(servers: Servers) -> None:
         with pytest.raises(RuntimeError, match="impressions is read outside"):
             servers.source.in_snapshot("looking", "replay", "present", IMPRESSIONS, {"ids": [1]})
         with pytest.raises(RuntimeError, match="advertiser is read outside"):
-            next(servers.source.read_rows("advertisers", 10))
-        assert list(servers.source.read_rows("campaigns", 10)) == []
+            next(servers.source.read_dimension("advertiser", [("id", "as_text")], "UTF8"))
+        assert list(servers.source.read_dimension("campaign", [("id", "as_text")], "UTF8")) == []

@@ -21,7 +21,7 @@ from embedded.process import Identity, end, free_port
 from tests.agreement import assert_agreement, source_events, sync, target_events
 from tests.integration.test_pipeline import add, campaigns, write
 from tests.integration.test_refresh import complete_refresh, started
-from worker import alerts, doctor, pipeline, planner, prometheus, setbacks, standing
+from worker import alerts, dimensions, doctor, pipeline, planner, prometheus, setbacks, standing
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import HorizonUnsafe, SourceWentBack, Superseded
@@ -149,7 +149,7 @@ def test_a_volume_that_was_put_back(volume: Volume, on_volume: Servers) -> None:
     with pytest.raises(SourceWentBack, match=r"went back in time.*--full-refresh"):
         sync(servers)
     with pytest.raises(SourceWentBack):
-        pipeline.load_dimension(
+        dimensions.load_dimension(
             servers.source, servers.sink, servers.ledger, servers.settings, STREAMS["campaigns"],
             uuid=servers.ledger.live([STREAMS["campaigns"]])[STREAMS["campaigns"].target],
         )  # fmt: skip

@@ -11,15 +11,30 @@ PACKAGE = Path(__file__).parents[2] / "worker"
 
 LAYERS: dict[str, float] = {
     **dict.fromkeys(
-        ("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient", "rules"), 1
+        (
+            "config",
+            "windows",
+            "columns",
+            "streams",
+            "errors",
+            "sql",
+            "logs",
+            "copyframes",
+            "transient",
+            "rules",
+            "money",
+            "dimension_rows",
+        ),
+        1,
     ),
     "sessions": 1,
-    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending"), 2),
     # Between the servers and what is done with them: whether a reading may be used at all.
     "setbacks": 2.5,
+    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending", "failing"), 2),
     **dict.fromkeys(
         (
             "pipeline",
+            "dimensions",
             "planner",
             "metrics",
             "quality",
@@ -40,8 +55,21 @@ LAYERS: dict[str, float] = {
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
-WITHIN_LEAVES: tuple[str, ...] = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient", "rules")
-WITHIN_LEAVES += ("sessions",)
+WITHIN_LEAVES = (
+    "errors",
+    "config",
+    "windows",
+    "columns",
+    "streams",
+    "sql",
+    "logs",
+    "copyframes",
+    "transient",
+    "rules",
+    "money",
+    "dimension_rows",
+    "sessions",
+)
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}
 

@@ -52,6 +52,14 @@ WHERE state = 'held' AND quarantined_at >= %(now)s - INTERVAL 1 HOUR
 GROUP BY stream
 ORDER BY stream
 
+-- name: held_dimension_rows
+-- By dimension, rows that cannot be loaded and that nobody decided about, with the newest.
+SELECT stream, count(), argMax(event_id, quarantined_at), argMax(rule, quarantined_at)
+FROM quarantine
+WHERE state = 'held' AND stream IN (SELECT stream FROM quarantined_dimension_rows)
+GROUP BY stream
+ORDER BY stream
+
 -- name: open
 SELECT incident, began_at, ended_at, toString(severity), message, toString(told_as), told_at, told_over_at
 FROM alerts FINAL

@@ -1,5 +1,6 @@
 -- Statements that bring a snapshot of a dimension from its staging table into place. Only what differs from the
--- version before it is written, so an unchanged dimension costs a comparison.
+-- version before it is written, so an unchanged dimension costs a comparison. Of a row that is held there is nothing but
+-- its id: it cannot be loaded, so its last version stays, and it is not gone.
 
 -- name: create_staging_advertisers
 CREATE TABLE {staging}
@@ -7,7 +8,8 @@ CREATE TABLE {staging}
     advertiser_id   Int64,
     advertiser_name String,
     created_at      Nullable(DateTime64(6, 'UTC')),
-    updated_at      Nullable(DateTime64(6, 'UTC'))
+    updated_at      Nullable(DateTime64(6, 'UTC')),
+    held            Bool
 )
 ENGINE = MergeTree ORDER BY advertiser_id
 
@@ -22,7 +24,8 @@ CREATE TABLE {staging}
     start_date    Nullable(Date32),
     end_date      Nullable(Date32),
     created_at    Nullable(DateTime64(6, 'UTC')),
-    updated_at    Nullable(DateTime64(6, 'UTC'))
+    updated_at    Nullable(DateTime64(6, 'UTC')),
+    held          Bool
 )
 ENGINE = MergeTree ORDER BY campaign_id
 
@@ -39,7 +42,7 @@ WITH
     )
 SELECT advertiser_id, advertiser_name, false, created_at, updated_at, %(version)s
 FROM {staging}
-WHERE (advertiser_id, advertiser_name, toString(created_at), toString(updated_at)) NOT IN
+WHERE NOT held AND (advertiser_id, advertiser_name, toString(created_at), toString(updated_at)) NOT IN
     (SELECT advertiser_id, advertiser_name, toString(created_at), toString(updated_at) FROM known WHERE NOT is_deleted)
 UNION ALL
 SELECT advertiser_id, advertiser_name, true, created_at, updated_at, %(version)s
@@ -68,13 +71,13 @@ SELECT
     false, fresh.created_at, fresh.updated_at, %(version)s
 FROM {staging} AS fresh
 LEFT JOIN known ON known.campaign_id = fresh.campaign_id
-WHERE known._version = 0 OR known.is_deleted
+WHERE NOT fresh.held AND (known._version = 0 OR known.is_deleted
     OR (fresh.campaign_name, fresh.bid_amount, fresh.budget_amount) != (known.campaign_name, known.bid_amount, known.budget_amount)
     OR ifNull(fresh.advertiser_id != known.advertiser_id, isNull(fresh.advertiser_id) != isNull(known.advertiser_id))
     OR ifNull(fresh.start_date != known.start_date, isNull(fresh.start_date) != isNull(known.start_date))
     OR ifNull(fresh.end_date != known.end_date, isNull(fresh.end_date) != isNull(known.end_date))
     OR ifNull(fresh.created_at != known.created_at, isNull(fresh.created_at) != isNull(known.created_at))
-    OR ifNull(fresh.updated_at != known.updated_at, isNull(fresh.updated_at) != isNull(known.updated_at))
+    OR ifNull(fresh.updated_at != known.updated_at, isNull(fresh.updated_at) != isNull(known.updated_at)))
 UNION ALL
 SELECT
     campaign_id, %(taken_at)s, campaign_name, advertiser_id, bid_amount, budget_amount, start_date, end_date,
@@ -84,4 +87,31 @@ WHERE NOT is_deleted AND campaign_id NOT IN (SELECT campaign_id FROM {staging})
 SETTINGS join_use_nulls = 0
 
 -- name: staged_count
-SELECT count() FROM {staging}
+SELECT countIf(NOT held) FROM {staging}
+
+-- name: alive_advertisers
+-- How many rows are known and not deleted.
+SELECT countIf(NOT is_deleted)
+FROM
+(
+    SELECT is_deleted FROM advertiser_dimension
+    WHERE _version <= %(version)s
+    ORDER BY advertiser_id, _version DESC
+    LIMIT 1 BY advertiser_id
+)
+
+-- name: alive_campaigns
+SELECT countIf(NOT is_deleted)
+FROM
+(
+    SELECT is_deleted FROM campaign_history
+    WHERE _version <= %(version)s
+    ORDER BY campaign_id, _version DESC, valid_from DESC
+    LIMIT 1 BY campaign_id
+)
+
+-- name: set_aside
+-- Rows that the last readings could not load.
+SELECT key, row_id, rule, row, run_id, quarantined_at
+FROM quarantined_dimension_rows FINAL
+WHERE stream = %(stream)s AND state = 'held'

@@ -48,7 +48,7 @@ SELECT date_id, true FROM day_marks WHERE marked_at >= %(since)s AND NOT again
 
 -- name: failures
 -- Failures of windows not behind the watermark, newest cause kept.
-SELECT lo, hi, count(), max(noted_at), argMax(error, noted_at), now64(6, 'UTC')
+SELECT lo, hi, count(), max(noted_at), argMax(error, noted_at), now64(6, 'UTC'), min(noted_at), countIf(noted_at >= %(since)s)
 FROM sync_attempts
 WHERE stream = %(stream)s AND target_uuid = %(uuid)s AND hi > %(watermark)s AND outcome = 'failed'
 GROUP BY lo, hi

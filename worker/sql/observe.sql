@@ -16,7 +16,13 @@ WHERE database = %(database)s AND active AND table IN ('ad_events', 'advertiser_
 GROUP BY stream
 
 -- name: quarantined
-SELECT stream, rule, count() FROM quarantined_events FINAL GROUP BY stream, rule
+-- Of dimensions by what cannot be loaded, not by each value.
+SELECT stream, toString(rule), count() FROM quarantined_events FINAL GROUP BY stream, rule
+UNION ALL
+SELECT stream, splitByString(': ', rule)[1], count()
+FROM quarantined_dimension_rows FINAL
+WHERE state = 'held'
+GROUP BY stream, splitByString(': ', rule)[1]
 
 -- name: quality
 -- How each check ended when it last ran.

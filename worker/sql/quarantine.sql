@@ -39,6 +39,12 @@ SELECT stream, event_id, %(decision)s, replaceRegexpOne(row, ', "inserted_at": (
 FROM quarantined_events FINAL
 WHERE stream = %(stream)s AND event_id IN %(ids)s
 
+-- name: decide_dimension
+INSERT INTO quarantine_decisions (stream, event_id, decision, content, reason)
+SELECT stream, row_id, %(decision)s, row, %(reason)s
+FROM quarantined_dimension_rows FINAL
+WHERE stream = %(stream)s AND row_id IN %(ids)s AND state = 'held'
+
 -- name: pending
 -- Released rows not loaded yet, with the windows they were read in. After a day a row that did not come is no longer
 -- looked for: it is gone at the source, or was written again and comes by the usual way.

@@ -212,25 +212,36 @@ COPY (
     ORDER BY inserted_at, id
 ) TO STDOUT (FORMAT binary)
 
--- name: read_advertisers
--- What ClickHouse's types cannot hold is brought into range here: times outside 1900 to 2299 become NULL.
-SELECT
-    id::bigint,
-    coalesce(name, ''),
-    CASE WHEN created_at BETWEEN '1900-01-02' AND '2299-12-30' THEN created_at END,
-    CASE WHEN updated_at BETWEEN '1900-01-02' AND '2299-12-30' THEN updated_at END
-FROM advertiser
+-- name: columns
+-- Of a domain the type behind it says how a value is read.
+SELECT column_of.attname::text, format_type(column_of.atttypid, column_of.atttypmod), base.typname::text, base.typcategory::text
+FROM pg_attribute AS column_of
+JOIN pg_type AS own ON own.oid = column_of.atttypid
+JOIN pg_type AS base ON base.oid = CASE WHEN own.typtype = 'd' THEN own.typbasetype ELSE own.oid END
+WHERE column_of.attrelid = to_regclass(quote_ident(%(table)s)) AND column_of.attnum > 0 AND NOT column_of.attisdropped
+ORDER BY column_of.attnum
 
--- name: read_campaigns
--- As above; a flight that ends in 9999 or infinity ends in 2299, and NaN, which numeric allows, is no bid.
+-- name: exact_text
+-- How values are written as text until the end of this transaction: in one way, and with nothing lost.
 SELECT
-    id::bigint,
-    coalesce(name, ''),
-    advertiser_id::bigint,
-    coalesce(nullif(bid, 'NaN'), 0),
-    coalesce(nullif(budget, 'NaN'), 0),
-    CASE WHEN start_date IS NOT NULL THEN greatest(least(start_date, '2299-12-31'), '1900-01-01') END,
-    CASE WHEN end_date IS NOT NULL THEN greatest(least(end_date, '2299-12-31'), '1900-01-01') END,
-    CASE WHEN created_at BETWEEN '1900-01-02' AND '2299-12-30' THEN created_at END,
-    CASE WHEN updated_at BETWEEN '1900-01-02' AND '2299-12-30' THEN updated_at END
-FROM campaign
+    set_config('DateStyle', 'ISO, YMD', true),
+    set_config('TimeZone', 'UTC', true),
+    set_config('extra_float_digits', '1', true)
+
+-- name: encoding
+SELECT getdatabaseencoding()::text
+
+-- name: read_dimension
+-- Row by row, whatever is in them: no value is compared or calculated with here, so that none can stop the statement.
+SELECT {columns} FROM {table}
+
+-- name: as_text
+{column}::text
+
+-- name: as_number
+-- Of money: what its text looks like is the server's locale's business.
+{column}::numeric::text
+
+-- name: as_bytes
+-- As it lies in the database: text that no client encoding could carry would stop the statement.
+convert_to({column}::text, {encoding})

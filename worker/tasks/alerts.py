@@ -51,7 +51,7 @@ def look(here: Servers, celery: Celery[Any], *, tell: bool = True) -> list[str]:
     except RetailMediaError as error:
         which = "redis" if isinstance(error, Unreachable) else "postgres"
         found.append(alerts.unreachable(which, error))
-        unknown += ["freshness/", "windows/", "horizon", "source/"]
+        unknown += ["freshness/", "windows/", "days", "horizon", "source/"]
     try:
         served = runs.answering(celery, 1.5) or runs.answering(celery, 3.0)
         found += alerts.of_the_workers(served, QUEUES, here.store.queue_depths(QUEUES), here.settings)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker import metrics, pipeline, planner, refresh, standing
+from worker import dimensions, metrics, planner, refresh, standing
 from worker.celery import app, servers
+from worker.failing import failing_days
 from worker.streams import EVENT_STREAMS, STREAMS
 from worker.tasks import arguments, turns
 from worker.tasks import pipeline as pipeline_tasks
@@ -48,11 +49,12 @@ def sweep(**unknown: Any) -> dict[str, Any]:
     days = rebuild_dirty(here, reprice=True, everything=True).days
     # After the rebuild: what has arrived by now is in the days that become final, and is no restatement of them.
     complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)
-    if metrics_settled(here):
-        metrics.note_finality(here.sink, here.settings, complete)
+    failing = failing_days(here.sink)
+    if metrics_settled(here) or (failing and set(metrics.dirty_days(here.sink)) <= failing.keys()):
+        metrics.note_finality(here.sink, here.settings, complete, before=min(failing, default=None))
     dropped = [
         *here.sink.drop_abandoned(metrics.STAGING, ABANDONED_SECONDS),
-        *here.sink.drop_abandoned(pipeline.DIMENSION_STAGING, ABANDONED_SECONDS),
+        *here.sink.drop_abandoned(dimensions.DIMENSION_STAGING, ABANDONED_SECONDS),
         *refresh.drop_abandoned(here.sink, here.ledger),
     ]
     return {"days": days, "dropped": len(dropped)}

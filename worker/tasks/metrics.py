@@ -6,13 +6,15 @@ And what looks at those metrics afterwards.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from worker import anomalies, metrics, observe, planner, standing
 from worker.celery import Servers, app, servers
+from worker.failing import DayFailure, failing_days
 from worker.streams import EVENT_STREAMS
 from worker.tasks import arguments, turns
 from worker.windows import ORIGIN
@@ -22,6 +24,9 @@ DAYS_A_CALL = 93
 
 HEAP_SECONDS = 0.1
 """Callbacks of the same streams that follow each other closer than this are one."""
+
+RETRIED_AT_ONCE = 4
+"""Days that failed before and are tried again in one call."""
 
 CLOCK_SLACK = timedelta(seconds=60)
 """How long a mark may take from its time stamp until it can be read."""
@@ -74,39 +79,70 @@ class Rebuilding:
     settled: bool = False
 
 
-def rebuild_dirty(here: Servers, *, reprice: bool = False, everything: bool = False) -> Rebuilding:
-    """Rebuilds days that changed; none while another worker is at it.
+def rebuild_dirty(
+    here: Servers, *, reprice: bool = False, everything: bool = False, since: datetime | None = None
+) -> Rebuilding:
+    """Rebuilds days that changed; none while another worker is at it. Days that failed before come after all others,
+    and only when they have rested; where a run waits that began at `since`, once at once.
 
     `reprice` also finds days that a campaign version or the pricing model made wrong; `everything` trusts no earlier
     check that found nothing to do.
     """
     if reprice:
         # Before the lease: where another worker holds it, the marks tell whoever waits that these days are not settled.
-        here.ledger.mark_days(metrics.outdated_days(here.sink, here.settings))
+        outdated = metrics.outdated_days(here.sink, here.settings)
+        # What failed was marked before it was tried first.
+        failing = failing_days(here.sink) if outdated else {}
+        here.ledger.mark_days(day for day in outdated if day not in failing)
     with here.store.lease("rebuild", turns.LEASE_SECONDS) as held:
         if held is None:
             return Rebuilding()
-        rebuilt = 0
-        since = ORIGIN if everything else here.store.clean_since()
+        rebuilt, tried, retried = 0, set[date](), False
+        marked_since = ORIGIN if everything else here.store.clean_since()
         while True:
             asked_at = here.ledger.now()
-            days = metrics.dirty_days(here.sink, since)
+            days = metrics.dirty_days(here.sink, marked_since)
             if not days:
                 here.store.set_clean_since(asked_at - CLOCK_SLACK)
                 return Rebuilding(rebuilt, settled=True)
-            if rebuilt >= DAYS_A_CALL:
+            failing = failing_days(here.sink, since or ORIGIN)
+            chosen = [day for day in days if day not in failing]
+            if not chosen and not retried:
+                again = (failing[day] for day in days if day not in tried)
+                chosen, retried = _rested(again, for_run=since is not None), True
+            if not chosen:
+                return Rebuilding(rebuilt)
+            if rebuilt + len(tried) >= DAYS_A_CALL:
                 break
             begun = time.monotonic()
-            count = metrics.rebuild(here.sink, here.settings, days[:DAYS_A_CALL]).days
-            observe.note_rebuild(count, time.monotonic() - begun)
-            rebuilt += count
+            done = metrics.rebuild(here.sink, here.settings, chosen[:DAYS_A_CALL])
+            observe.note_rebuild(done.days, time.monotonic() - begun)
+            rebuilt += done.days
+            tried |= {day for day, _ in done.failed}
     advance.apply_async(queue="maintenance")
     return Rebuilding(rebuilt)
 
 
-def settle(here: Servers) -> bool:
-    """Rebuilds days that changed or that a campaign version made wrong; whether none is left waiting."""
-    return rebuild_dirty(here, reprice=True).settled or settled(here)
+def _rested(failures: Iterable[DayFailure], *, for_run: bool) -> list[date]:
+    """A few of these days that may be tried again, those first that have waited longest."""
+    due = sorted((failure for failure in failures if failure.due(for_run=for_run)), key=lambda failure: failure.last)
+    return [failure.day for failure in due[:RETRIED_AT_ONCE]]
+
+
+def settle(here: Servers, since: datetime | None = None) -> bool:
+    """Rebuilds days that changed or that a campaign version made wrong; whether none is left waiting.
+
+    `since` is when the run began that waits for it, by ClickHouse's clock.
+    """
+    return rebuild_dirty(here, reprice=True, since=since).settled or settled(here)
+
+
+def hopeless_day(here: Servers, since: datetime, times: int) -> str:
+    """Why no run that began at `since` can succeed: a day that failed so often since then; empty if there is none."""
+    for failure in failing_days(here.sink, since).values():
+        if failure.recent >= times:
+            return f"The metrics of {failure.day} cannot be built: {failure.error}"
+    return ""
 
 
 def settled(here: Servers) -> bool:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
 
 from worker import pipeline, planner
-from worker.celery import app, servers
+from worker.celery import Servers, app, servers
 from worker.errors import SourceWentBack
 from worker.ledger import Run
+from worker.planner import Plan
 from worker.streams import stream as stream_of
 from worker.tasks import arguments, turns
-from worker.tasks.metrics import settle
+from worker.tasks.metrics import hopeless_day, settle
 from worker.tasks.sync import hand_out
 from worker.windows import to_micros
 
 log = structlog.get_logger()
 
 GIVE_UP_AFTER = 5
-"""Failures of one window after which a run says that it failed. Ticks go on trying that window."""
+"""Failures of one window, dimension or day since a run began after which it says that it failed. Ticks go on trying."""
+
+
+def hopeless(here: Servers, run: Run, plans: Iterable[Plan]) -> str:
+    """Why this run cannot succeed: what failed too often since it began; empty while nothing did."""
+    for planned in plans:
+        for failure in planned.waiting:
+            if failure.recent >= GIVE_UP_AFTER:
+                return failure.error
+    return hopeless_day(here, run.updated_at, GIVE_UP_AFTER) if run.metrics_update else ""
 
 
 @app.task
@@ -58,7 +69,15 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
         plans = []
         try:
             if not here.store.gate_closed():
-                plans = planner.plan(here.source, here.ledger, here.store, here.settings, streams, until=found.until)
+                plans = planner.plan(
+                    here.source,
+                    here.ledger,
+                    here.store,
+                    here.settings,
+                    streams,
+                    until=found.until,
+                    since=found.updated_at,
+                )
         except SourceWentBack as error:
             here.ledger.end_run(found, "failed", str(error))
             return {"run_id": run_id, "state": "failed"}
@@ -66,12 +85,12 @@ def step(run_id: str, turn: str | None = None, **unknown: Any) -> dict[str, Any]
         if handed:
             return {"run_id": run_id, "windows": handed}
         loaded = bool(plans) and planner.complete(plans, found.until)
-        if loaded and (not found.metrics_update or settle(here)):
+        if loaded and (not found.metrics_update or settle(here, found.updated_at)):
             here.ledger.end_run(found, "succeeded")
             return {"run_id": run_id, "state": "succeeded"}
-        hopeless = [failure for planned in plans for failure in planned.waiting if failure.count >= GIVE_UP_AFTER]
-        if hopeless:
-            here.ledger.end_run(found, "failed", hopeless[0].error)
+        cause = hopeless(here, found, plans)
+        if cause:
+            here.ledger.end_run(found, "failed", cause)
             return {"run_id": run_id, "state": "failed"}
     turns.look_again(here, step, run_id, queue="realtime")
     return {"run_id": run_id, "state": "waiting"}

@@ -37,7 +37,7 @@ def compare(here: Servers, stream: Stream, within: Window = reconcile.EVER, *, h
         here.source, here.sink, here.ledger, here.settings, stream, within, heal=heal, run_id=run_id
     )
     if result.rebuild:
-        metrics.rebuild(here.sink, here.settings, sorted(result.rebuild))
+        metrics.rebuild_all(here.sink, here.settings, sorted(result.rebuild))
         reconcile.conclude(here.ledger, here.settings, run_id, result)
     return result
 
@@ -48,7 +48,7 @@ def _take_up_unfinished(here: Servers) -> None:
     days = sorted({*mending, *replayed})
     if days:
         here.ledger.mark_days(days)
-        metrics.rebuild(here.sink, here.settings, days)
+        metrics.rebuild_all(here.sink, here.settings, days)
         reconcile.finish_unfinished(here.sink, mending)
         if replayed:
             replay.finish_unfinished(here.sink)
@@ -78,7 +78,7 @@ def replay_window(here: Servers, stream: Stream, window: Window, *, dry_run: boo
             return ready.replay
         done = replay.apply(here.sink, here.ledger, run_id, ready)
     if done.differs:
-        metrics.rebuild(here.sink, here.settings, [effect.day for effect in done.effect])
+        metrics.rebuild_all(here.sink, here.settings, [effect.day for effect in done.effect])
     replay.conclude(here.sink, run_id, done)
     return done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.streams import stream as stream_of
 from worker.tasks import arguments, turns
 from worker.tasks.metrics import settle
-from worker.tasks.pipeline import GIVE_UP_AFTER
+from worker.tasks.pipeline import hopeless
 from worker.tasks.sync import hand_out
 from worker.windows import Window, to_micros
 
@@ -101,12 +102,20 @@ def _advance(run: Run) -> str:
     if uuid is not None and not swapped:
         refresh.require_shadow(here.sink, here.ledger, run)
 
-    plans = planner.plan(here.source, here.ledger, here.store, here.settings, dimensions, until=run.until)
+    plans = planner.plan(
+        here.source, here.ledger, here.store, here.settings, dimensions, until=run.until, since=run.updated_at
+    )
     handed = sum(hand_out(here, p, follow_up=follow_up, run_id=run.run_id, queue="backfill") for p in plans)
     if uuid is not None and not swapped:
         name = refresh.shadow_name(run.run_id)
         shadowed = planner.plan(
-            here.source, here.ledger, here.store, here.settings, events, targets={EVENTS_TABLE: uuid}
+            here.source,
+            here.ledger,
+            here.store,
+            here.settings,
+            events,
+            targets={EVENTS_TABLE: uuid},
+            since=run.updated_at,
         )
         handed += sum(
             hand_out(here, p, follow_up=follow_up, run_id=run.run_id, table=name, queue="backfill") for p in shadowed
@@ -114,9 +123,9 @@ def _advance(run: Run) -> str:
         plans += shadowed
     if handed:
         return f"{handed} windows handed out"
-    hopeless = [failure for planned in plans for failure in planned.waiting if failure.count >= GIVE_UP_AFTER]
-    if hopeless:
-        here.ledger.end_run(run, "failed", hopeless[0].error)
+    cause = hopeless(here, replace(run, metrics_update=False), plans)
+    if cause:
+        here.ledger.end_run(run, "failed", cause)
         return "failed"
     if not planner.complete(plans, run.until):
         return "waiting"
@@ -146,7 +155,11 @@ def _advance(run: Run) -> str:
             now=lambda: datetime.now(UTC),
             wait=time.sleep,
         )
-    if run.metrics_update and not settle(here):
+    if run.metrics_update and not settle(here, run.updated_at):
+        cause = hopeless(here, run, ())
+        if cause:
+            here.ledger.end_run(run, "failed", cause)
+            return "failed"
         return "waiting"
     here.ledger.end_run(run, "succeeded")
     return "succeeded"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
 import structlog
 from celery import chord, current_task, group
 
-from worker import observe, pipeline, planner
+from worker import dimensions, observe, pipeline, planner
 from worker.celery import Servers, app, servers
 from worker.errors import RetailMediaError, SourceWentBack, Superseded
 from worker.planner import Plan
@@ -125,7 +126,8 @@ def load(here: Servers, stream: Stream, window: Window, uuid: UUID, table: str, 
             return {"stream": stream.name, "skipped": "the table was replaced meanwhile"}
         except RetailMediaError as error:
             observe.note_failed_window(stream.name, type(error).__name__)
-            _note_failure(here, stream, uuid, window, run_id, error)
+            with _unnoted():
+                here.ledger.note_failure(stream, uuid, window, run_id, str(error))
             raise
     if run_id:
         here.store.add_progress(run_id, stream, windows=1)
@@ -167,34 +169,53 @@ def show_progress(told: str) -> None:
             task.send_event(PROGRESS_EVENT, retry=False, result=told)
 
 
-def _note_failure(
-    here: Servers, stream: Stream, uuid: UUID, window: Window, run_id: str, error: RetailMediaError
-) -> None:
+@contextmanager
+def _unnoted() -> Iterator[None]:
     try:
-        here.ledger.note_failure(stream, uuid, window, run_id, str(error))
+        yield
     except RetailMediaError as unnoted:
         # Usually the same server that failed the window. The next plan starts from what is committed anyway.
         log.warning("window.failure_not_noted", error=str(unnoted))
 
 
 @app.task
-def load_dimension(stream: str, run_id: str | None = None, **unknown: Any) -> dict[str, Any]:
-    """Reads a dimension whole and writes what changed."""
-    arguments.no_others("load_dimension", "stream and run_id", unknown)
+def load_dimension(
+    stream: str, run_id: str | None = None, accept_shrink: bool = False, **unknown: Any
+) -> dict[str, Any]:
+    """Reads a dimension whole and writes what changed. `accept_shrink` says, for this reading, that rows are gone on
+    purpose, however many."""
+    arguments.no_others("load_dimension", "stream, run_id and accept_shrink", unknown)
     chosen, run = arguments.dimension_stream(stream), arguments.run_id(run_id)
-    here = servers()
-    uuid = here.ledger.live([chosen])[chosen.target]
-    with here.store.lease(f"dimension:{chosen.name}", here.settings.lease_seconds) as held:
+    return read_dimension(servers(), chosen, run, accept_shrink=arguments.flag("accept_shrink", accept_shrink))
+
+
+def read_dimension(here: Servers, stream: Stream, run_id: str = "", *, accept_shrink: bool = False) -> dict[str, Any]:
+    """`dimensions.load_dimension` under the dimension's lease; a failure goes to the ledger."""
+    uuid = here.ledger.live([stream])[stream.target]
+    with here.store.lease(f"dimension:{stream.name}", here.settings.lease_seconds) as held:
         if held is None:
-            return {"stream": chosen.name, "skipped": "another worker is loading it"}
+            return {"stream": stream.name, "skipped": "another worker is loading it"}
         begun = time.monotonic()
         try:
-            done = pipeline.load_dimension(
-                here.source, here.sink, here.ledger, here.settings, chosen, uuid=uuid, run_id=run
+            done = dimensions.load_dimension(
+                here.source,
+                here.sink,
+                here.ledger,
+                here.settings,
+                stream,
+                uuid=uuid,
+                run_id=run_id,
+                accept_shrink=accept_shrink,
             )
+        except RetailMediaError as error:
+            observe.note_failed_window(stream.name, type(error).__name__)
+            with _unnoted():
+                here.ledger.note_failed_reading(stream, uuid, run_id, str(error))
+            raise
         finally:
-            here.store.clear_flight(chosen, uuid)
-    observe.note_window(chosen.name, done.loaded, 0, time.monotonic() - begun)
-    if run:
-        here.store.add_progress(run, chosen, windows=1, rows=done.loaded)
-    return {"stream": chosen.name, "rows": done.loaded}
+            here.store.clear_flight(stream, uuid)
+    observe.note_window(stream.name, done.loaded, done.quarantined, time.monotonic() - begun)
+    if run_id:
+        here.store.add_progress(run_id, stream, windows=1, rows=done.loaded)
+    result = {"stream": stream.name, "rows": done.loaded}
+    return {**result, "quarantined": done.quarantined} if done.quarantined else result
