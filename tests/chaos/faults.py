@@ -1143,3 +1143,7 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
             return rows == [expected]
 
         return eventually(counted, f"new rows are counted {what}", seconds, every=0.2)
+
+
+# At the end: these modules register faults with what stands above.
+from tests.chaos import faults_dimensions  # noqa: E402, F401
