@@ -226,6 +226,17 @@ def since_1970(micros: Int64s) -> Int64s:
     return micros
 
 
+def not_utf8(name: str, column: Column) -> Refusals:
+    """The rows of a text column whose bytes are no UTF-8. Costs a step per value."""
+    rows = np.zeros(len(column), np.bool_)
+    for i in range(len(column)):
+        try:
+            column.values.value(i).decode()
+        except UnicodeDecodeError:
+            rows[i] = True
+    return [(f"{name} is not UTF-8", rows)] if rows.any() else []
+
+
 class Rows:
     """Rows of the binary COPY format in a buffer, gone through field by field; `at` is where each row's next one is."""
 

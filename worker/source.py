@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from psycopg2 import sql as pgsql
 
 from worker import sessions, transient
-from worker.columns import Column, Int64s, Refusals, Rows, since_1970
+from worker.columns import Column, Int64s, Refusals, Rows, not_utf8, since_1970
 from worker.config import UNREADABLE, Settings
 from worker.copyframes import MESSAGE_HEAD, CopyFrames, ProtocolError
 from worker.dimension_rows import SourceColumn
@@ -257,9 +257,11 @@ class NarrowChunks:
 class WideChunks:
     """Rows with further fields of any size: gathered as they come, and decoded some thousands at a time."""
 
-    def __init__(self, stream: Stream, chunk_rows: int, chunk_bytes: int = WIDE_CHUNK_BYTES) -> None:
+    def __init__(
+        self, stream: Stream, chunk_rows: int, chunk_bytes: int = WIDE_CHUNK_BYTES, *, any_bytes: bool = False
+    ) -> None:
         self.ready: deque[EventColumns] = deque()
-        self._stream, self._rows, self._bytes = stream, chunk_rows, chunk_bytes
+        self._stream, self._rows, self._bytes, self._any_bytes = stream, chunk_rows, chunk_bytes, any_bytes
         self._parts: list[EventColumns] = []
         self._count = self._size = 0
         self._begin()
@@ -291,7 +293,7 @@ class WideChunks:
 
     def _decode(self) -> None:
         if self._starts:
-            self._parts.append(decode_wide(self._buffer, np.concatenate(self._starts), self._stream))
+            self._parts.append(decode_wide(self._buffer, np.concatenate(self._starts), self._stream, self._any_bytes))
             self._begin()
 
     def finish(self) -> None:
@@ -311,8 +313,10 @@ def fixed_fields(rows: bytes | bytearray | memoryview) -> NDArray[Any]:
     return fields
 
 
-def decode_wide(buffer: bytes | bytearray, starts: Int64s, stream: Stream) -> EventColumns:
+def decode_wide(buffer: bytes | bytearray, starts: Int64s, stream: Stream, any_bytes: bool = False) -> EventColumns:
     """Columns from whole rows of the binary COPY format that begin at these places of the buffer.
+
+    With `any_bytes`, text may hold any; rows whose text is not UTF-8 are refused.
 
     Raises `SourceFailure` where a row is not four fields of eight bytes and the stream's further ones.
     """
@@ -334,6 +338,8 @@ def decode_wide(buffer: bytes | bytearray, starts: Int64s, stream: Stream) -> Ev
         for each in stream.extra:
             extra[each.name], rules = rows.column(each.name, each.type)
             refused += rules
+            if any_bytes and each.source_type == "text":
+                refused += not_utf8(each.name, extra[each.name])
     except (ValueError, IndexError):
         raise trouble from None
     if not (rows.at == ends).all():
@@ -735,8 +741,13 @@ class Source:
         """
         connection = self._require_locked(stream.source_table)
         with connection.cursor() as cursor:
-            statement: bytes = cursor.mogrify(copy_statement(stream), {"lo": window.lo, "hi": window.hi})
-        collected: Chunks = WideChunks(stream, chunk_rows) if stream.extra else NarrowChunks(chunk_rows)
+            # Its text would stop the copy where it is not of the encoding that the client asks for.
+            any_bytes = connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+            composed = copy_statement(stream, any_bytes=any_bytes)
+            statement: bytes = cursor.mogrify(composed, {"lo": window.lo, "hi": window.hi})
+        collected: Chunks = NarrowChunks(chunk_rows)
+        if stream.extra:
+            collected = WideChunks(stream, chunk_rows, any_bytes=any_bytes)
         frames = CopyFrames(None if stream.extra else _ROW.itemsize - MESSAGE_HEAD, collected.add)
         pieces = (
             self._through_libpq(connection, statement)
@@ -915,10 +926,13 @@ class Source:
                 cursor.execute("CLOSE dimension")
 
 
-def copy_statement(stream: Stream) -> pgsql.Composed:
-    """The COPY that reads a window of the stream, `lo` and `hi` still to be filled in."""
+def copy_statement(stream: Stream, *, any_bytes: bool = False) -> pgsql.Composed:
+    """The COPY that reads a window of the stream, `lo` and `hi` still to be filled in; with `any_bytes`, text as it is."""
+    as_bytes = pgsql.SQL(f", {named('source', 'as_bytes')}")
     further = [
-        pgsql.SQL(", {}::{}").format(pgsql.Identifier(extra.name), pgsql.SQL(extra.source_type))
+        as_bytes.format(column=pgsql.Identifier(extra.name), encoding=pgsql.Literal("SQL_ASCII"))
+        if any_bytes and extra.source_type == "text"
+        else pgsql.SQL(", {}::{}").format(pgsql.Identifier(extra.name), pgsql.SQL(extra.source_type))
         for extra in stream.extra
     ]
     return pgsql.SQL(named("source", "read_events")).format(

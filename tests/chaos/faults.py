@@ -1149,6 +1149,5 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
         return eventually(counted, f"new rows are counted {what}", seconds, every=0.2)
 
 
-# Faults that need what is above
-
-from tests.chaos import faults_source  # noqa: E402, F401
+# At the end: these modules register faults with what stands above.
+from tests.chaos import faults_dimensions, faults_source  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""Ten ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
+"""Ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
 
 A harness that lets one of them pass proves nothing, so each names the schedule that must catch it.
 """
@@ -129,6 +129,10 @@ def _snapshot_before_lock() -> None:
     patch("worker.source:Source._require_locked", lambda original: lambda self, table: self._open())
 
 
+def _believed() -> None:
+    patch("worker.dimensions:_require_rows", lambda original: lambda *args: None)
+
+
 MUTANTS: dict[str, Mutant] = {
     "max-inserted-at": Mutant("watermark from max(inserted_at)", _newest_row, ("kill child at committed",)),
     "idle-transactions": Mutant("horizon without idle transactions", _idle_transactions, ("transaction held open",)),
@@ -141,4 +145,5 @@ MUTANTS: dict[str, Mutant] = {
     "unmerged": Mutant("metrics rebuilt from an unmerged table", _unmerged, ("events move",)),
     "snapshot-before-lock": Mutant("snapshot before lock", _snapshot_before_lock, ("table rewritten mid-window",)),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
+    "empty-dimension": Mutant("an empty dimension believed", _believed, ("campaign emptied",)),
 }

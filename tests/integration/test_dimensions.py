@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 
@@ -15,10 +16,12 @@ import seed.schema
 from tests.agreement import read_dimension
 from tests.conftest import administer, in_database
 from tests.integration.test_pipeline import campaigns, write
-from worker import alerts, quarantine
+from worker import alerts, pipeline, quarantine
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import BadInput, DimensionShrank, SourceFailure, SourceMismatch
+from worker.streams import EVENTS_TABLE, STREAMS, Extra
+from worker.windows import ORIGIN, Window
 
 BIDS = "SELECT campaign_id, bid_amount FROM campaign_dimension WHERE NOT is_deleted ORDER BY campaign_id"
 
@@ -304,3 +307,31 @@ def test_what_shrinks_too_much_is_believed_once_a_person_says_so(servers: Server
     write(writer, "DELETE FROM campaign")
     read_dimension(servers, "campaigns")
     assert bids(servers) == {}
+
+
+def test_an_events_text_that_is_not_utf8_stops_no_other_event(ascii_servers: Servers) -> None:
+    here = ascii_servers
+    stream = replace(STREAMS["impressions"], extra=(Extra("label", "Nullable(String)"),))
+    connection = psycopg2.connect(here.settings.postgres_dsn)
+    connection.autocommit = True
+    write(connection, "ALTER TABLE impressions ADD label text")
+    write(
+        connection,
+        r"INSERT INTO impressions (created_at, label) VALUES (now(), E'caf\303\251'), (now(), E'caf\351'), (now(), NULL)",
+    )
+    connection.close()
+    here.sink.command("widening", "ALTER TABLE ad_events ADD COLUMN label Nullable(String)")
+    done = pipeline.load_window(
+        here.source,
+        here.sink,
+        here.ledger,
+        here.settings,
+        stream,
+        Window(ORIGIN, here.source.now()),
+        table=EVENTS_TABLE,
+        uuid=here.sink.uuid(EVENTS_TABLE),
+    )
+    assert (done.extracted, done.loaded, done.quarantined) == (3, 2, 1)
+    found = here.sink.query("looking", "SELECT event_id, label FROM ad_events FINAL ORDER BY event_id")
+    assert found == [(1, "café"), (3, None)]
+    assert quarantined(here) == [(2, "held", "label is not UTF-8")]
