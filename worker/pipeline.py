@@ -21,9 +21,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from worker import money
 from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
-from worker.errors import RefusedRows, SchemaMismatch, Superseded, VerificationFailed
+from worker.errors import RefusedRows, RetailMediaError, SchemaMismatch, Superseded, VerificationFailed
 from worker.ledger import Ledger, dedup_token
 from worker.rules import Marks, judge
 from worker.sink import Sink, quoted
@@ -559,10 +560,26 @@ def _stage(source: Source, sink: Sink, stream: Stream, staging: str) -> int:
         )  # fmt: skip
     count = 0
     for batch in source.read_rows(stream.name, 10_000):
-        rows = [(*row[:-2], utc(row[-2]), utc(row[-1])) for row in batch]
+        rows = [(*row[:-2], utc(row[-2]), utc(row[-1])) for row in (_kept(batch) if stream.name == "campaigns" else batch)]
         sink.insert_rows(staging, columns, rows)
         count += len(rows)
     return count
+
+
+def _kept(campaigns: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Campaigns without the one of id 0. Raises `RetailMediaError` for one whose money would be cut."""
+    kept = []
+    for row in campaigns:
+        campaign_id, bid, budget = row[0], row[3], row[4]
+        reason = money.refusal(campaign_id, bid, budget)
+        if reason is None:
+            kept.append(row)
+        elif campaign_id == money.NO_CAMPAIGN:
+            log.warning("pipeline.campaign_left_out", campaign_id=campaign_id, reason=reason)
+        else:
+            # The driver cuts decimals without a word, and wraps what has too many digits.
+            raise RetailMediaError(reason)
+    return kept
 
 
 def new_run_id(clock_micros: int) -> str:

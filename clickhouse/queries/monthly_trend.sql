@@ -10,9 +10,10 @@ SELECT
     impressions,
     clicks,
     spend,
+    unpriced,
     if(impressions = 0, NULL, clicks / impressions) AS ctr,
-    if(impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5) * 1000, toDecimal256(impressions, 0), 8), 6), 6)) AS cpm,
-    if(clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5), toDecimal256(clicks, 0), 8), 6), 6)) AS cpc,
+    if(impressions = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9) * 1000, toDecimal256(impressions, 0), 8), 6), 6)) AS cpm,
+    if(clicks = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9), toDecimal256(clicks, 0), 8), 6), 6)) AS cpc,
     if(previous_month = addMonths(month, -1) AND impressions_before > 0, toFloat64(impressions) / toFloat64(impressions_before) - 1, NULL) AS impressions_change,
     if(previous_month = addMonths(month, -1) AND clicks_before > 0, toFloat64(clicks) / toFloat64(clicks_before) - 1, NULL) AS clicks_change,
     if(previous_month = addMonths(month, -1) AND spend_before > 0, toFloat64(spend) / toFloat64(spend_before) - 1, NULL) AS spend_change,
@@ -35,6 +36,7 @@ FROM
             sum(impressions_count) AS impressions,
             sum(clicks_count) AS clicks,
             sum(spend_amount) AS spend,
+            sum(unpriced_count) AS unpriced,
             arrayStringConcat(arraySort(groupUniqArray(pricing_model)), ' + ') AS pricing_model
         FROM daily_campaign_performance
         WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32}

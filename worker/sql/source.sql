@@ -47,11 +47,11 @@ SELECT
 FROM
     (
         SELECT count(*) AS events, coalesce(sum(nullif(bid, 'NaN')), 0) AS bids
-        FROM impressions LEFT JOIN campaign ON campaign.id = campaign_id
+        FROM impressions LEFT JOIN campaign ON campaign.id = campaign_id AND campaign.id <> 0
     ) AS shown,
     (
         SELECT count(*) AS events, coalesce(sum(nullif(bid, 'NaN')), 0) AS bids
-        FROM clicks LEFT JOIN campaign ON campaign.id = campaign_id
+        FROM clicks LEFT JOIN campaign ON campaign.id = campaign_id AND campaign.id <> 0
     ) AS clicked
 
 -- name: now
