@@ -282,6 +282,8 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
     screens.console().print(screens.status_table(found))
     screens.say("")
     screens.say(screens.horizon_line(found))
+    if found.unpriced.events:
+        screens.say(screens.unpriced_line(found.unpriced), style="yellow")
     for entry in found.streams:
         for failure in entry.failures[:3]:
             told = f"{entry.stream.name} {failure.window} failed {_plural(failure.count, 'time')}: {failure.error}"

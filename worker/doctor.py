@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from worker import migrate
+from worker import migrate, money, sourcetypes
 from worker.config import Settings
 from worker.errors import RetailMediaError, Unreachable
 from worker.sink import Sink
@@ -19,6 +19,9 @@ from worker.windows import instant
 POSTGRES_AT_LEAST = (13,)
 CLICKHOUSE_AT_LEAST = (24, 8)
 REDIS_AT_LEAST = (6,)
+MISFITS_SHOWN = 5
+"""Campaigns that cannot be kept, named at most."""
+
 SKEW_WORTH_A_WORD = timedelta(seconds=5)
 
 State = Literal["ok", "wrong", "unreachable", "note"]
@@ -93,6 +96,7 @@ def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Findi
             )
         for table in source.tables():
             yield _table(table, facts["role"])
+        yield from _columns(source)
         if not facts["standby"] and facts["reads_all_stats"]:
             horizon = source.horizon()
             if horizon.at is None:
@@ -137,6 +141,25 @@ def _table(table: TableFacts, role: str) -> Finding:
     if lacking:
         return Finding("PostgreSQL", what, "wrong", ", ".join(lacking), "run seed/schema.sql as its owner")
     return Finding("PostgreSQL", what, "ok", "inserted_at, its index and its trigger are in place")
+
+
+def _columns(source: Source) -> Iterator[Finding]:
+    """Columns of a type that can lose something on the way, and campaigns that cannot be kept as they are."""
+    types = source.column_types()
+    for table, found in types.items():
+        judged = sourcetypes.judge(table, found)
+        if not judged:
+            yield Finding("PostgreSQL", f"types {table}", "ok", "every column that is read is kept whole")
+        for one in judged:
+            yield Finding("PostgreSQL", f"{table}.{one.column}", one.state, one.found, one.mend)
+    if "campaign" not in types or not sourcetypes.readable_money("campaign", types["campaign"]):
+        return
+    limit = 10 ** (money.DIGITS - money.DECIMALS)
+    for campaign, bid, budget in source.misfits(money.DECIMALS, limit, MISFITS_SHOWN):
+        reason = money.refusal(campaign, bid, budget)
+        if reason is not None:
+            told, _, mend = reason.rstrip(".").rpartition("; ")
+            yield Finding("PostgreSQL", f"campaign {campaign}", "wrong", told, mend)
 
 
 def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:

@@ -189,8 +189,8 @@ def _renew_views(sink: Sink, found: list[Migration], altered: Migration) -> None
     if not _ALTER.search(altered.statement):
         return
     earlier = {view[1]: one for one in found if one.name < altered.name and (view := _VIEW.search(one.statement))}
-    for view in earlier.values():
-        sink.command(f"making the view of {view.name} anew", view.statement)
+    for one in earlier.values():
+        sink.command(f"making the view of {one.name} anew", one.statement)
 
 
 def require_current(sink: Sink, settings: Settings) -> None:

@@ -19,16 +19,17 @@ NO_CAMPAIGN = 0
 _EXACT = Context(prec=200)
 
 
-def fits(value: Decimal | str | None) -> str | None:
+def fits(value: Decimal | float | str | None) -> str | None:
     """Why this bid or budget cannot be kept as it is, as the end of a sentence, or None where it can.
 
-    Takes a Decimal, or PostgreSQL's text of a number (`12.50`, `NaN`, `Infinity`, `1e-7`). Nothing is ever rounded to
+    Takes a number, or PostgreSQL's text of one (`12.50`, `NaN`, `Infinity`, `1e-7`); a float by the shortest text that
+    names it. Nothing is ever rounded to
     fit: zeros at the end of the decimals are no decimals. None, no amount at all, takes no room.
     """
     if value is None:
         return None
     try:
-        amount = value if isinstance(value, Decimal) else Decimal(value.strip())
+        amount = value if isinstance(value, Decimal) else Decimal(str(value).strip())
     except InvalidOperation:
         return f"is {value!r:.60}, which is no plain decimal number"
     if amount.is_nan():
@@ -53,10 +54,12 @@ def decimals(amount: Decimal) -> int:
     return max(places, 0) if any(digits) else 0
 
 
-def refusal(campaign_id: int, bid: Decimal | str | None, budget: Decimal | str | None) -> str | None:
+def refusal(campaign_id: int, bid: Decimal | float | str | None, budget: Decimal | float | str | None) -> str | None:
     """Why a campaign of the source cannot be kept, as one sentence that names it, or None where it can."""
     if campaign_id == NO_CAMPAIGN:
-        return "Campaign 0 cannot be told from no campaign: its events stand under 0 without a price; give it another id."
+        return (
+            "Campaign 0 cannot be told from no campaign: its events stand under 0 without a price; give it another id."
+        )
     for name, value in (("bid", bid), ("budget", budget)):
         reason = fits(value)
         if reason is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -560,13 +560,15 @@ def _stage(source: Source, sink: Sink, stream: Stream, staging: str) -> int:
         )  # fmt: skip
     count = 0
     for batch in source.read_rows(stream.name, 10_000):
-        rows = [(*row[:-2], utc(row[-2]), utc(row[-1])) for row in (_kept(batch) if stream.name == "campaigns" else batch)]
+        rows = [
+            (*row[:-2], utc(row[-2]), utc(row[-1])) for row in (_kept(batch) if stream.name == "campaigns" else batch)
+        ]
         sink.insert_rows(staging, columns, rows)
         count += len(rows)
     return count
 
 
-def _kept(campaigns: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _kept(campaigns: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Campaigns without the one of id 0. Raises `RetailMediaError` for one whose money would be cut."""
     kept = []
     for row in campaigns:

@@ -124,6 +124,8 @@ class ServersCollector(Collector):
         yield _gauge(
             "unsettled_days", "Days whose metrics are older than their events.", len(metrics.dirty_days(sink, ORIGIN))
         )
+        told = "Events that cost money and are in no spend, because their campaign is not known."
+        yield _gauge("unpriced_events", told, standing.unpriced(sink).events)
         yield _gauge("open_runs", "Pipeline runs and refreshes that have not ended.", len(here.ledger.open_runs()))
         held = GaugeMetricFamily(f"{PREFIX}quarantine_rows", "Rows in quarantine.", labels=["stream", "rule"])
         for stream, rule, count in sink.named("observe", "quarantined"):

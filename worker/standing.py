@@ -37,11 +37,21 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpriced:
+    """Events that cost money and whose campaign is not known, so that they are in no spend."""
+
+    events: int = 0
+    campaigns: int = 0
+    days: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
-    """Every stream, and the horizon they share."""
+    """Every stream, the horizon they share, and what has no price."""
 
     horizon: Horizon
     streams: tuple[Standing, ...]
+    unpriced: Unpriced = Unpriced()
 
 
 def uncovered(failures: Sequence[Failure], windows: Sequence[Window]) -> tuple[Failure, ...]:
@@ -98,4 +108,9 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
                 next((run for run in runs if stream.name in run.streams), None),
             )
         )
-    return Overview(horizon, tuple(result))
+    return Overview(horizon, tuple(result), unpriced(sink))
+
+
+def unpriced(sink: Sink) -> Unpriced:
+    """What the metrics of all days leave out of spend."""
+    return Unpriced(*map(int, sink.named("totals", "unpriced")[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,8 +13,10 @@ from psycopg2.extensions import connection as Connection
 from tests.agreement import rebuild, sync
 from tests.integration.test_metrics import ask, restated, settle
 from tests.integration.test_pipeline import add, campaigns, write
-from worker import metrics
+from tests.integration.test_report import built
+from worker import metrics, prometheus, queries, screens, standing
 from worker.celery import Servers
+from worker.streams import STREAMS
 
 DAY = "2026-11-02"
 UNKNOWN = 7001
@@ -53,9 +56,7 @@ def before_its_campaign(servers: Servers, writer: Connection) -> int:
     return known
 
 
-@pytest.mark.parametrize(
-    ("model", "unpriced", "spend"), [("cpc", 3, "15"), ("cpm", 10, "0.05"), ("cpi", 10, "50")]
-)
+@pytest.mark.parametrize(("model", "unpriced", "spend"), [("cpc", 3, "15"), ("cpm", 10, "0.05"), ("cpi", 10, "50")])
 def test_events_before_their_campaign_are_unpriced_until_it_arrives(
     servers: Servers, writer: Connection, model: str, unpriced: int, spend: str
 ) -> None:
@@ -75,9 +76,8 @@ def test_events_before_their_campaign_are_unpriced_until_it_arrives(
         assert told[known][1] is not None, name
     for name in ("monthly_trend", "weekend_vs_weekday"):
         assert [(r["unpriced"], r["cpm"], r["cpc"]) for r in ask(servers, name)] == [(unpriced, None, None)], name
-    told = {r["advertiser_id"]: r["unpriced"] for r in ask(servers, "advertiser_performance")}
-    assert told[None] == unpriced
-    assert sum(told.values()) == unpriced
+    owners = {r["advertiser_id"]: r["unpriced"] for r in ask(servers, "advertiser_performance")}
+    assert owners[None] == sum(owners.values()) == unpriced
     arrive(writer, "5")
     sync(servers, metrics_update=False)
     days = metrics.outdated_days(servers.sink, changed)
@@ -188,3 +188,38 @@ def test_days_priced_by_a_campaign_zero_of_an_older_version_are_mended(servers: 
     sync(servers)
     assert row(servers, 0)["spend_amount"] == 0
     assert restated(servers) == {(DAY, 0, "spend", Decimal(30), Decimal(0), "no campaign")}
+
+
+# Whoever shows spend
+
+
+def test_status_report_and_metrics_say_how_many_are_unpriced(servers: Servers, writer: Connection) -> None:
+    before_its_campaign(servers, writer)
+    found = standing.overview(servers.source, servers.sink, servers.ledger, servers.store, list(STREAMS.values()))
+    assert found.unpriced == standing.Unpriced(3, 1, 1)
+    assert screens.unpriced_line(found.unpriced).startswith(
+        "Unpriced: 3 events of 1 campaigns that are not known, on 1 days"
+    )
+    assert json.loads(json.dumps(screens.status_json(found), default=screens.plain))["unpriced"]["events"] == 3
+    page = built(servers)
+    assert "3 events on 1 of these days are unpriced" in page
+    assert "3 unpriced" in page
+    assert "retailmedia_unpriced_events 3.0" in prometheus.rendered(servers).decode()
+    arrive(writer, "5")
+    sync(servers)
+    assert standing.unpriced(servers.sink) == standing.Unpriced()
+    assert "are unpriced" not in built(servers)
+
+
+def test_a_table_shows_unpriced_only_where_something_is(servers: Servers, writer: Connection) -> None:
+    before_its_campaign(servers, writer)
+
+    def heads() -> list[str]:
+        answer = queries.run(servers.sink, queries.find("campaign_summary"), {})
+        return [str(column.header) for column in screens.answer_table(answer.columns, answer.rows).columns]
+
+    assert "unpriced" in heads()
+    arrive(writer, "5")
+    sync(servers)
+    assert "unpriced" not in heads()
+    assert "unpriced" in queries.run(servers.sink, queries.find("campaign_summary"), {}).columns

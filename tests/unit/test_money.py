@@ -76,6 +76,9 @@ def test_texts_of_postgresql(value: str, told: str | None) -> None:
 def test_a_campaign_is_refused_by_name() -> None:
     assert money.refusal(7, Decimal("0.5"), "1000.00") is None
     assert money.refusal(7, None, None) is None
+    assert money.refusal(7, 3, 0.0075) is None
+    assert "more than the 6 decimals" in str(money.refusal(7, 0.1 + 0.2, 1))
+    assert "NaN" in str(money.refusal(7, float("nan"), 1))
     assert money.refusal(7, "0.12345678", "1") == (
         "The bid of campaign 7 is 0.12345678, which has more than the 6 decimals that are kept; correct it at the source."
     )
