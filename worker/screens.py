@@ -115,7 +115,9 @@ def plain(value: object) -> Any:
             return format_instant(value) if value.tzinfo else value.isoformat()
         case date():
             return value.isoformat()
-        case Decimal() | UUID():
+        case Decimal():
+            return f"{value:f}"
+        case UUID():
             return str(value)
         case timedelta():
             return round(value.total_seconds(), 3)
@@ -729,6 +731,9 @@ def answer(found: Answer, form: str, output: Path | None = None) -> None:
 
 
 def _csv(value: object) -> object:
+    if isinstance(value, Decimal):
+        # Without an exponent, however small it is.
+        return plain(value)
     return json.dumps(value, default=plain, ensure_ascii=False) if isinstance(value, list | tuple) else value
 
 
@@ -1122,6 +1127,8 @@ def seal(found: Verdict) -> None:
     """What the seal says part by part, and the verdict."""
 
     def told(value: object) -> str:
+        if isinstance(value, Decimal):
+            return money.amount(value)
         return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
     columns: list[tuple[str, Align]] = [("part", "left"), ("sealed", "right"), ("PostgreSQL", "right")]

@@ -1143,3 +1143,7 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
             return rows == [expected]
 
         return eventually(counted, f"new rows are counted {what}", seconds, every=0.2)
+
+
+# Faults of other topics register themselves.
+from tests.chaos import faults_money as faults_money  # noqa: E402

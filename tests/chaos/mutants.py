@@ -1,4 +1,4 @@
-"""Ten ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
+"""Ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
 
 A harness that lets one of them pass proves nothing, so each names the schedule that must catch it.
 """
@@ -120,6 +120,14 @@ def _zombie_swap() -> None:
     patch("worker.refresh:_drop_older", lambda original: lambda *args: None)
 
 
+def _unpriced_as_nothing() -> None:
+    _reword("metrics", "build", "NOT bids.is_known AND counted.campaign_id != 0", "false")
+
+
+def _cents() -> None:
+    _reword("metrics", "build", "toDecimal128(bids.bid_amount, 6)", "toDecimal128(bids.bid_amount, 2)")
+
+
 MUTANTS: dict[str, Mutant] = {
     "max-inserted-at": Mutant("watermark from max(inserted_at)", _newest_row, ("kill child at committed",)),
     "idle-transactions": Mutant("horizon without idle transactions", _idle_transactions, ("transaction held open",)),
@@ -130,5 +138,9 @@ MUTANTS: dict[str, Mutant] = {
     "callback-alone": Mutant("finalizer only in the chord callback", _callback_alone, ("chord callback lost",)),
     "over-a-gap": Mutant("watermark advanced over a gap", _over_a_gap, ("window lost with its message",)),
     "unmerged": Mutant("metrics rebuilt from an unmerged table", _unmerged, ("events move",)),
+    "unpriced-as-nothing": Mutant(
+        "events before their campaign priced at 0", _unpriced_as_nothing, ("campaign after its events",)
+    ),
+    "cents": Mutant("money counted in cents", _cents, ("campaign after its events",)),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
 }

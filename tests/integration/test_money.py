@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import json
 import shutil
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from psycopg2.extensions import connection as Connection
 
@@ -16,7 +19,7 @@ from tests.agreement import assert_agreement, sync, target_performance
 from tests.conftest import in_database
 from tests.integration.test_metrics import ask, settle
 from tests.integration.test_pipeline import add, campaigns, write
-from worker import doctor, metrics, migrate, money, seals
+from worker import doctor, metrics, migrate, money, queries, screens, seals
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import RetailMediaError
@@ -228,3 +231,60 @@ def test_doctor_names_columns_and_campaigns_that_lose_something(servers: Servers
     assert "0.12345678, which has more than the 6 decimals that are kept → correct it" in found[f"campaign {fine}"][1]
     assert "cannot be told from no campaign" in found["campaign 0"][1]
     assert found["types clicks"][0] == "ok"
+
+
+def test_bids_an_older_schema_cut_are_read_again_and_their_days_priced_anew(
+    servers: Servers, writer: Connection
+) -> None:
+    """The row at the source is as it was: it is the same version, and not an edit from now on."""
+    ids = fine_bids(writer)
+    known = write(writer, "SELECT id, trunc(bid, 2), budget, updated_at FROM campaign WHERE id = ANY (%s)", ids)
+    servers.sink.insert_rows(
+        "campaign_history",
+        (
+            "campaign_id",
+            "valid_from",
+            "campaign_name",
+            "bid_amount",
+            "budget_amount",
+            "updated_at",
+            "loaded_at",
+            "_version",
+        ),
+        [(c, at, "as it was", bid, budget, at, datetime(2026, 1, 1, tzinfo=UTC), 1) for c, bid, budget, at in known],
+    )
+    sync(servers)
+    assert_agreement(writer, servers)
+    versions = "SELECT campaign_id, bid_amount FROM campaign_history FINAL ORDER BY campaign_id"
+    assert servers.sink.query("looking", versions) == [*zip(sorted(ids), BIDS, strict=True)]
+    # An edit of a version that was read whole holds from its time on.
+    write(writer, "UPDATE campaign SET bid = 0.0076 WHERE id = %s", ids[0])
+    sync(servers)
+    assert servers.sink.query("counting", "SELECT count() FROM campaign_history FINAL") == [(4,)]
+    assert min(row[4] for row in target_performance(servers)) == Decimal("7.5")
+
+
+# How it is written
+
+
+def test_a_millionth_of_a_thousandth_is_written_in_digits_everywhere(
+    servers: Servers, writer: Connection, tmp_path: Path
+) -> None:
+    (campaign, *_) = campaigns(writer)
+    write(writer, "ALTER TABLE campaign ALTER COLUMN bid TYPE numeric(18, 6)")
+    write(writer, "UPDATE campaign SET bid = 0.000001 WHERE id = %s", campaign)
+    add(writer, "impressions", campaign, 1, at=f"{DAY}T08:00:00Z")
+    sync(servers)
+    changed = servers.settings.model_copy(update={"pricing_model": "cpm"})
+    metrics.rebuild(servers.sink, changed, metrics.outdated_days(servers.sink, changed))
+    answer = queries.run(servers.sink, queries.find("campaign_summary"), {})
+    place = answer.columns.index("spend")
+    assert answer.rows[0][place] == Decimal("0.000000001")
+    for form in ("csv", "json", "table", "parquet"):
+        screens.answer(answer, form, tmp_path / form)
+    assert next(csv.DictReader((tmp_path / "csv").open()))["spend"] == "0.000000001"
+    assert json.loads((tmp_path / "json").read_text())[0]["spend"] == "0.000000001"
+    assert "0.000000001" in (tmp_path / "table").read_text()
+    assert pq.read_table(tmp_path / "parquet")["spend"].to_pylist() == [Decimal("0.000000001")]
+    exact = "SELECT toString(%(amount)s), %(amount)s = spend FROM (SELECT sum(spend_amount) AS spend FROM daily_campaign_performance)"
+    assert servers.sink.query("asking", exact, {"amount": answer.rows[0][place]}) == [("0.000000001", 1)]
