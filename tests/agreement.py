@@ -23,7 +23,7 @@ FULL JOIN (
     SELECT (created_at AT TIME ZONE %(zone)s)::date AS day, coalesce(campaign_id, 0) AS campaign_id, count(*) AS n
     FROM clicks GROUP BY 1, 2
 ) AS c ON c.day = i.day AND c.campaign_id = i.campaign_id
-LEFT JOIN campaign ON campaign.id = coalesce(i.campaign_id, c.campaign_id)
+LEFT JOIN campaign ON campaign.id = coalesce(i.campaign_id, c.campaign_id) AND campaign.id <> 0
 ORDER BY 1, 2
 """
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from statistics import median
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from worker import money
 from worker.config import Settings
 from worker.errors import BadInput
 from worker.sink import Sink
@@ -582,8 +584,8 @@ def _spend(subject: Subject, impressions: _Level, weekday: int, network: _Networ
         hours = _hours_above(by_hour, _hour_shares(shape, usual) * level.mean, 0.2)
         dearer = f" A {what} cost {now:,.4g}, the day before {price:,.4g}." if abs(now / price - 1) > 0.01 else ""
         text = (
-            f"Spent {subject.day_spend:,.2f} where its pace makes {low * price:,.2f} to {high * price:,.2f} plausible and "
-            f"{level.mean * price:,.2f} expected on this day of the week; {_chance(p_value)}"
+            f"Spent {_money(subject.day_spend)} where its pace makes {_money(low * price)} to {_money(high * price)} plausible "
+            f"and {_money(level.mean * price)} expected on this day of the week; {_chance(p_value)}"
             f"{_at(hours, 'stands out', 'stand out')}.{dearer}"
         )
         return Finding(
@@ -725,6 +727,10 @@ def _longest(wanted: NDArray[np.bool_], weight: Floats) -> tuple[int, int, float
 
 def _count(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _money(value: float) -> str:
+    return money.price(Decimal(repr(float(value))))
 
 
 def _chance(p_value: float) -> str:
@@ -906,9 +912,13 @@ def _with_causes(
     }
     for campaign_id, valid_from, was_bid, bid, was_budget, budget in sink.named("anomalies", "edits", parameters):
         if bid != was_bid:
-            causes[campaign_id].append(f"bid edit: {was_bid:.2f} became {bid:.2f} at {_moment(valid_from)}")
+            causes[campaign_id].append(
+                f"bid edit: {money.amount(was_bid)} became {money.amount(bid)} at {_moment(valid_from)}"
+            )
         if budget != was_budget:
-            causes[campaign_id].append(f"budget edit: {was_budget:,.2f} became {budget:,.2f} at {_moment(valid_from)}")
+            causes[campaign_id].append(
+                f"budget edit: {money.amount(was_budget)} became {money.amount(budget)} at {_moment(valid_from)}"
+            )
     for campaign_id, stream, rule, count in sink.named("anomalies", "quarantined", parameters):
         told = f"quarantine: {count:,} of its {stream} of this day could not be loaded ({rule})"
         causes[campaign_id].append(told)
@@ -927,7 +937,9 @@ def _with_causes(
         campaign = campaigns.get(one.campaign_id)
         if campaign is not None and campaign.budget > 0 and one.kind in {SILENCE, VOLUME_DOWN, SPEND}:
             if campaign.spent >= campaign.budget:
-                own.append(f"budget: {campaign.spent:,.2f} of {campaign.budget:,.2f} is spent by the end of the day")
+                own.append(
+                    f"budget: {_money(campaign.spent)} of {_money(campaign.budget)} is spent by the end of the day"
+                )
             elif one.kind == SPEND and one.observed > 0:
                 left = (campaign.budget - campaign.spent) / one.observed
                 ends = f", its flight {(campaign.end - day).days}" if campaign.end is not None else ""

@@ -310,6 +310,8 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
     if found.setback:
         screens.say(found.setback, style="red")
     screens.say(screens.horizon_line(found))
+    if found.unpriced.events:
+        screens.say(screens.unpriced_line(found.unpriced), style="yellow")
     for entry in found.streams:
         for failure in entry.failures[:3]:
             screens.say(failing.told_failure(entry.stream, failure), style="red")

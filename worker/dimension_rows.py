@@ -223,7 +223,7 @@ def _amount(text: str, is_float: bool) -> Decimal:
     if not _NUMBER.fullmatch(text):
         raise _Unloadable(f"{_told(text)} is no amount")
     amount = FLOAT_DIGITS.create_decimal(text) if is_float else Decimal(text)
-    if not money.fits(amount):
+    if money.fits(amount) is not None:
         raise _Unloadable(f"{_told(text)} does not fit, {money.LIMITS}")
     return amount
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from worker import failing, migrate, sessions, standing
+from worker import failing, migrate, money, sessions, sourcetypes, standing
 from worker.config import Settings
 from worker.errors import RetailMediaError, SinkFailure, Unreachable
 from worker.ledger import Ledger
@@ -23,6 +23,9 @@ from worker.windows import instant
 POSTGRES_AT_LEAST = (13,)
 CLICKHOUSE_AT_LEAST = (24, 8)
 REDIS_AT_LEAST = (6,)
+MISFITS_SHOWN = 5
+"""Campaigns that cannot be kept, named at most."""
+
 SKEW_WORTH_A_WORD = timedelta(seconds=5)
 
 State = Literal["ok", "wrong", "unreachable", "note"]
@@ -99,6 +102,7 @@ def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Findi
         seen = {found.name: found for found in source.seen()}
         for table in source.tables():
             yield _table(table, facts["role"], seen[table.name])
+        yield from _columns(source)
         if not facts["standby"] and facts["reads_all_stats"]:
             horizon = source.horizon()
             if horizon.at is None:
@@ -148,6 +152,25 @@ def _table(table: TableFacts, role: str, seen: Seen) -> Finding:
     if lacking:
         return Finding("PostgreSQL", what, "wrong", ", ".join(lacking), "run seed/schema.sql as its owner")
     return Finding("PostgreSQL", what, "ok", "inserted_at, its index and its trigger are in place")
+
+
+def _columns(source: Source) -> Iterator[Finding]:
+    """Columns of a type that can lose something on the way, and campaigns that cannot be kept as they are."""
+    types = source.column_types()
+    for table, found in types.items():
+        judged = sourcetypes.judge(table, found)
+        if not judged:
+            yield Finding("PostgreSQL", f"types {table}", "ok", "every column that is read is kept whole")
+        for one in judged:
+            yield Finding("PostgreSQL", f"{table}.{one.column}", one.state, one.found, one.mend)
+    if "campaign" not in types or not sourcetypes.readable_money("campaign", types["campaign"]):
+        return
+    limit = 10 ** (money.DIGITS - money.DECIMALS)
+    for campaign, bid, budget in source.misfits(money.DECIMALS, limit, MISFITS_SHOWN):
+        reason = money.refusal(campaign, bid, budget)
+        if reason is not None:
+            told, _, mend = reason.rstrip(".").rpartition("; ")
+            yield Finding("PostgreSQL", f"campaign {campaign}", "wrong", told, mend)
 
 
 def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:

@@ -34,6 +34,8 @@ DISTRIBUTED = ("ad_events", "daily_campaign_performance")
 """Tables that on a cluster can also be read as `…_distributed`."""
 
 _NAME = re.compile(r"^\d{4}_[a-z0-9_]+\.sql$")
+_ALTER = re.compile(r"^ALTER TABLE", re.MULTILINE)
+_VIEW = re.compile(r"^CREATE OR REPLACE VIEW (\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,11 @@ def migrate(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[s
     sink.command("creating the migration history", replicated(history) if settings.clickhouse_cluster else history)
     due = {entry.name: entry.state for entry in standing if entry.state != "applied"}
     done = []
-    for migration in migrations(settings, folder):
+    files = migrations(settings, folder)
+    for migration in files:
         if migration.name in due:
             sink.command(f"applying {migration.name}", migration.statement)
+            _renew_views(sink, files, migration)
             row = (migration.name, migration.checksum, migration.rendered)
             sink.insert_rows("schema_migrations", ("name", "checksum", "rendered"), [row])
             log.info("migrate.applied", name=migration.name)
@@ -175,6 +179,18 @@ def migrate(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[s
         # The reporting time zone changed: other days hold other events.
         Ledger(sink).mark_all_days(settings.reporting_timezone)
     return done
+
+
+def _renew_views(sink: Sink, found: list[Migration], altered: Migration) -> None:
+    """After a table was altered: makes the views of earlier files anew, before the change counts as applied.
+
+    A view keeps the column types of the day it was made, and casts to them: a finer amount would be cut without a word.
+    """
+    if not _ALTER.search(altered.statement):
+        return
+    earlier = {view[1]: one for one in found if one.name < altered.name and (view := _VIEW.search(one.statement))}
+    for one in earlier.values():
+        sink.command(f"making the view of {one.name} anew", one.statement)
 
 
 def require_current(sink: Sink, settings: Settings) -> None:

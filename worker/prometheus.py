@@ -133,6 +133,8 @@ class ServersCollector(Collector):
         yield _gauge(
             "failing_days", "Days whose metrics could not be built when they were last tried.", len(failing_days(sink))
         )
+        told = "Events that cost money and are in no spend, because their campaign is not known."
+        yield _gauge("unpriced_events", told, standing.unpriced(sink).events)
         yield _gauge("open_runs", "Pipeline runs and refreshes that have not ended.", len(here.ledger.open_runs()))
         held = GaugeMetricFamily(f"{PREFIX}quarantine_rows", "Rows in quarantine.", labels=["stream", "rule"])
         for stream, rule, count in sink.named("observe", "quarantined"):

@@ -320,7 +320,9 @@ def plain(value: Any) -> Any:
             return value
         case list() | tuple():
             return [plain(item) for item in value]
-        case date() | Decimal():
+        case Decimal():
+            return f"{value:f}"
+        case date():
             return str(value)
     return str(value)
 

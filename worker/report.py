@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Literal, NewType
 
+from worker import money
 from worker.config import Settings
 from worker.failing import to_tell, told_day, told_failure
 from worker.sink import Sink
@@ -87,7 +88,7 @@ def text(value: object) -> Html:
         case int():
             return Html(f"{value:,}")
         case Decimal():
-            return Html(f"{value:,.2f}")
+            return Html(money.amount(value))
         case float():
             return Html(f"{value:,.4g}")
         case list() | tuple():
@@ -388,8 +389,8 @@ def _campaigns(page: _Page, sink: Sink, settings: Settings, now: datetime) -> No
         return
     first = last_day - timedelta(days=CHARTED_DAYS - 1)
     rows = {
-        day: (impressions, clicks, spend, model)
-        for day, impressions, clicks, spend, model in sink.named(
+        day: (impressions, clicks, spend, model, unpriced)
+        for day, impressions, clicks, spend, model, unpriced in sink.named(
             "report", "days", {"first_day": first, "last_day": last_day}
         )
     }
@@ -398,31 +399,40 @@ def _campaigns(page: _Page, sink: Sink, settings: Settings, now: datetime) -> No
     models = " + ".join(sorted({row[3] for row in rows.values()}))
     has_final, through = sink.named("report", "final_through")[0]
     final = {day for day in days if has_final and day <= through}
-    nothing = (0, 0, Decimal(0), "")
+    nothing = (0, 0, Decimal(0), "", 0)
     impressions, clicks, spend = ([float(rows.get(day, nothing)[n]) for day in days] for n in range(3))
+    paid = [rows.get(day, nothing)[2] for day in days]
+    unpriced = {day: row[4] for day, row in rows.items() if row[4]}
     ctr = [c / i if i else None for i, c in zip(impressions, clicks, strict=True)]
     charts = Html(
         '<div class="charts">'
         + bars("Impressions", days, impressions, final, "{:,.0f}")
         + bars("Clicks", days, clicks, final, "{:,.0f}")
-        + bars(f"Spend ({models})", days, spend, final, "{:,.2f}")
+        + bars(
+            f"Spend ({models})", days, spend, final, "{:,.2f}", told=[*map(money.amount, paid), money.amount(sum(paid))]
+        )
         + line("CTR", days, ctr, "{:.2%}")
         + "</div>"
     )
     daily = table(
         "The same, day by day",
-        ("day", "state", "impressions", "clicks", "CTR", f"spend ({models})"),
+        ("day", "state", "impressions", "clicks", "CTR", f"spend ({models})", *(["unpriced"] if unpriced else [])),
         [
-            (str(day), "final" if day in final else "provisional", int(i), int(c), f"{r:.2%}" if r is not None else None, f"{s:,.2f}")
-            for day, i, c, r, s in reversed(list(zip(days, impressions, clicks, ctr, spend, strict=True)))
+            (str(day), "final" if day in final else "provisional", int(i), int(c), f"{r:.2%}" if r is not None else None, s,
+             *([unpriced.get(day, 0)] if unpriced else []))
+            for day, i, c, r, s in reversed(list(zip(days, impressions, clicks, ctr, paid, strict=True)))
         ],
-        numbers=(2, 3, 4, 5),
+        numbers=(2, 3, 4, 5, 6),
     )  # fmt: skip
     folded = Html(f'<details class="plain"><summary>The figures as a table</summary>{daily}</details>')
     intro = (
         f"Up to {last_day}. Hatched days are provisional: late rows may still change them. "
         f"Spend is by the pricing model {models}."
     )
+    if unpriced:
+        told = f"{sum(unpriced.values()):,} events on {len(unpriced):,} of these days are unpriced: their campaign is not known"
+        intro += f" {told}, and what they cost is not in spend."
+        page.wrong.append(("warn", f"{told}: `retailmedia check unpriced_events`."))
     page.add("campaigns", title, intro, charts, folded, _top_campaigns(sink, last_day))
 
 
@@ -433,7 +443,7 @@ def _top_campaigns(sink: Sink, last_day: date) -> Html:
     ids = tuple(row[0] for row in found)
     ever = dict(sink.named("report", "spent", {"ids": ids})) if ids else {}
     rows = []
-    for campaign, name, advertiser, impressions, clicks, spend, budget, model, by_day in found:
+    for campaign, name, advertiser, impressions, clicks, spend, budget, model, by_day, unpriced in found:
         spent = dict(by_day)
         who = Html(f'{text(name)}<br><span class="quiet">{text(advertiser or "no advertiser")}</span>')
         rows.append(
@@ -443,9 +453,9 @@ def _top_campaigns(sink: Sink, last_day: date) -> Html:
                 impressions,
                 clicks,
                 f"{clicks / impressions:.2%}" if impressions else None,
-                f"{spend:,.2f}",
-                f"{1000 * spend / impressions:,.2f}" if impressions else None,
-                f"{spend / clicks:,.2f}" if clicks else None,
+                f"{unpriced:,} unpriced" if unpriced else spend,
+                money.price(1000 * spend / impressions) if impressions and not unpriced else None,
+                money.price(spend / clicks) if clicks and not unpriced else None,
                 Cell(_meter(ever.get(campaign, Decimal(0)), budget), "number"),
                 model,
             )
@@ -512,20 +522,25 @@ def _frame(name: str, days: Sequence[date], top: float, form: str, total: str, m
     )
 
 
-def bars(name: str, days: Sequence[date], values: Sequence[float], final: set[date], form: str) -> str:
-    """A chart with one bar a day; bars of days that are not final are hatched."""
+def bars(
+    name: str, days: Sequence[date], values: Sequence[float], final: set[date], form: str, told: Sequence[str] = ()
+) -> str:
+    """A chart with one bar a day; bars of days that are not final are hatched.
+
+    `told` are the values and their sum as text, where `form` would not say them exactly.
+    """
+    words = told or [form.format(value) for value in (*values, sum(values))]
     top = ceiling(max(values))
     height, step = HIGH - LOW - TOP, (WIDE - LEFT) / len(days)
     marks = ""
     for place, (day, value) in enumerate(zip(days, values, strict=True)):
         tall = height * value / top
         state = "final" if day in final else "provisional"
-        told = f"{day}: {form.format(value)}, {state}"
         marks += (
             f'<rect class="bar{" provisional" if day not in final else ""}" x="{LEFT + place * step + step * 0.12:.2f}" '
-            f'y="{TOP + height - tall:.2f}" width="{min(step * 0.76, 26):.2f}" height="{tall:.2f}"><title>{text(told)}</title></rect>'
+            f'y="{TOP + height - tall:.2f}" width="{min(step * 0.76, 26):.2f}" height="{tall:.2f}"><title>{text(f"{day}: {words[place]}, {state}")}</title></rect>'
         )
-    return _frame(name, days, top, form, f"{form.format(sum(values))} in all", marks)
+    return _frame(name, days, top, form, f"{words[-1]} in all", marks)
 
 
 def line(name: str, days: Sequence[date], values: Sequence[float | None], form: str) -> str:
@@ -680,4 +695,4 @@ def _restatements(page: _Page, sink: Sink) -> None:
 
 
 def _figure(what: str, value: Decimal) -> str:
-    return f"{value:,.2f}" if what == "spend_amount" else f"{value:,.0f}"
+    return money.amount(value) if what == "spend_amount" else f"{value:,.0f}"

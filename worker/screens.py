@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
+from worker import money
 from worker.errors import BadInput
 from worker.windows import ORIGIN, Window, format_instant
 
@@ -60,6 +61,14 @@ HEADS = {"campaign_id": "id", "campaign_name": "campaign", "advertiser_name": "a
 
 SHARES = frozenset({"utilisation", "elapsed_share"})
 """Columns that are parts of a whole; people read them in per cent."""
+
+PRICES = frozenset(
+    {
+        "cpm", "cpc", "break_even_click_value", "spend_per_campaign", "spend_per_day", "daily_spend", "required_daily_spend",
+        "projected_end_spend",
+    }
+)  # fmt: skip
+"""Columns of money that were divided: rounded for people. Every other amount is told to its last digit."""
 
 BILLING = {"cpc": "clicks × bid", "cpm": "impressions × bid / 1,000", "cpi": "impressions × bid"}
 
@@ -106,7 +115,9 @@ def plain(value: object) -> Any:
             return format_instant(value) if value.tzinfo else value.isoformat()
         case date():
             return value.isoformat()
-        case Decimal() | UUID():
+        case Decimal():
+            return f"{value:f}"
+        case UUID():
             return str(value)
         case timedelta():
             return round(value.total_seconds(), 3)
@@ -140,7 +151,7 @@ def moment(value: datetime, now: datetime) -> str:
 
 
 def cell(column: str, value: object) -> str:
-    """A value of a query for people: money with two decimals, ratios in per cent, ids without separators."""
+    """A value of a query for people: money exact and prices rounded, ratios in per cent, ids without separators."""
     match value:
         case None:
             return "–"
@@ -149,7 +160,7 @@ def cell(column: str, value: object) -> str:
         case int():
             return str(value) if column.endswith("_id") or column in {"id", "year"} else f"{value:,}"
         case Decimal():
-            return f"{value:,.2f}"
+            return money.price(value) if column in PRICES else money.amount(value)
         case float():
             if column in {"ctr", "recent_ctr"}:
                 return f"{value:.3%}"
@@ -573,6 +584,16 @@ def status_table(found: standing.Overview) -> Table:
     return table(heads, [[title, *(value(entry) for entry in found.streams)] for title, value in lines])
 
 
+def unpriced_line(found: standing.Unpriced) -> str:
+    """What spend leaves out; empty where that is nothing."""
+    if not found.events:
+        return ""
+    return (
+        f"Unpriced: {found.events:,} events of {found.campaigns:,} campaigns that are not known, on {found.days:,} days; "
+        f"what they cost is not in spend. See `{program()} check unpriced_events`."
+    )
+
+
 def horizon_line(found: standing.Overview) -> str:
     """Where the safe horizon is, and who holds it there."""
     horizon = found.horizon
@@ -598,6 +619,7 @@ def status_json(found: standing.Overview) -> dict[str, Any]:
         "horizon": found.horizon.at,
         "taken_at": found.horizon.taken_at,
         "setback": found.setback or None,
+        "unpriced": asdict(found.unpriced),
         "held_by": [
             {
                 "who": holder.who,
@@ -719,6 +741,9 @@ def answer(found: Answer, form: str, output: Path | None = None) -> None:
 
 
 def _csv(value: object) -> object:
+    if isinstance(value, Decimal):
+        # Without an exponent, however small it is.
+        return plain(value)
     return json.dumps(value, default=plain, ensure_ascii=False) if isinstance(value, list | tuple) else value
 
 
@@ -771,8 +796,10 @@ def _arrow(pa: Any, kind: str) -> Any:
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Rows of a query for people. Columns without any value are left out, numbers stand on the right."""
-    kept = [place for place in range(len(columns)) if not rows or any(row[place] is not None for row in rows)]
+    """Rows of a query for people. Columns without any value are left out, as is `unpriced` where nothing is; numbers
+    stand on the right."""
+    nothing = [(None, 0) if column == "unpriced" else (None,) for column in columns]
+    kept = [p for p in range(len(columns)) if not rows or any(row[p] not in nothing[p] for row in rows)]
     numeric = {
         place
         for place in kept
@@ -887,10 +914,10 @@ def demo_campaigns(found: Answer, pricing_model: PricingModel) -> None:
             clean(name),
             f"{impressions:,}",
             f"{clicks:,}",
-            f"{spend:,.2f}",
+            money.amount(spend),
             f"{clicks / impressions:.3%}" if impressions else "–",
-            f"{1000 * spend / impressions:,.2f}" if impressions else "–",
-            f"{spend / clicks:,.2f}" if clicks else "–",
+            money.price(1000 * spend / impressions) if impressions else "–",
+            money.price(spend / clicks) if clicks else "–",
         ]
 
     def figures(row: Sequence[Any]) -> tuple[int, int, Decimal]:
@@ -918,8 +945,8 @@ def demo_comparison(found: Comparison) -> None:
     rows = []
     for name in ("advertisers", "campaigns", "impressions", "clicks", "spend"):
         ours, theirs = getattr(found.source, name), getattr(found.target, name)
-        form = ",.2f" if name == "spend" else ","
-        rows.append([name, format(ours, form), format(theirs, form), "equal" if ours == theirs else "differs"])
+        sides = [money.amount(side) if name == "spend" else f"{side:,}" for side in (ours, theirs)]
+        rows.append([name, *sides, "equal" if ours == theirs else "differs"])
     show(table(columns, rows))
     out = console()
     out.print()
@@ -1070,7 +1097,15 @@ def replayed(found: Sequence[Replay], pricing_model: PricingModel, *, dry_run: b
     if effects:
         columns: list[tuple[str, Align]] = [("stream", "left"), ("day", "left"), ("events", "right")]
         columns += [(f"spend ({pricing_model})", "right")]
-        show(table(columns, [[name, str(e.day), f"{e.events:+,}", f"{e.spend:+,.5f}"] for name, e in effects]))
+        show(
+            table(
+                columns,
+                [
+                    [name, str(e.day), f"{e.events:+,}", f"{'+' if e.spend >= 0 else ''}{money.amount(e.spend)}"]
+                    for name, e in effects
+                ],
+            )
+        )
         say("")
     for entry in found:
         told = f"{entry.stream.name}: {entry.read:,} rows read again"
@@ -1102,6 +1137,8 @@ def seal(found: Verdict) -> None:
     """What the seal says part by part, and the verdict."""
 
     def told(value: object) -> str:
+        if isinstance(value, Decimal):
+            return money.amount(value)
         return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
     columns: list[tuple[str, Align]] = [("part", "left"), ("sealed", "right"), ("PostgreSQL", "right")]

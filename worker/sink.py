@@ -332,8 +332,11 @@ def literal(value: object) -> str:
             return "NULL"
         case bool():
             return "true" if value else "false"
-        case int() | Decimal():
+        case int():
             return str(value)
+        case Decimal():
+            # Plain digits with a point would be read as a float.
+            return f"toDecimal256('{value:f}', {max(0, -int(value.as_tuple().exponent))})"
         case float():
             return repr(value)
         case str():

@@ -524,6 +524,18 @@ class Source:
         names = [stream.source_table for stream in STREAMS.values()]
         return [Seen(*row) for row in self._query("looking at its tables", named("source", "seen"), {"names": names})]
 
+    def column_types(self) -> dict[str, dict[str, str]]:
+        """Every source table's columns and their types, as PostgreSQL writes them; for `doctor`."""
+        result: dict[str, dict[str, str]] = {}
+        for table, column, kind in self._query("looking at its columns", named("source", "column_types")):
+            result.setdefault(table, {})[column] = kind
+        return result
+
+    def misfits(self, decimals: int, limit: int, most: int) -> list[tuple[int, str | None, str | None]]:
+        """Up to `most` campaigns of id 0, or with an amount of more decimals, or not below the limit; for `doctor`."""
+        parameters = {"decimals": decimals, "limit": limit, "most": most}
+        return [*self._query("looking at amounts", named("source", "misfits"), parameters)]
+
     def totals(self) -> SourceTotals:
         """Exact totals. Reads both event tables whole."""
         return SourceTotals(*self._query("adding up its tables", named("source", "totals"))[0])

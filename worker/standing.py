@@ -38,8 +38,17 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpriced:
+    """Events that cost money and whose campaign is not known, so that they are in no spend."""
+
+    events: int = 0
+    campaigns: int = 0
+    days: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
-    """Every stream, the horizon they share, and days whose metrics cannot be built.
+    """Every stream, the horizon they share, days whose metrics cannot be built, and what has no price.
 
     `setback` says why nothing is loaded from the source any more.
     """
@@ -48,6 +57,7 @@ class Overview:
     streams: tuple[Standing, ...]
     days: tuple[DayFailure, ...] = ()
     setback: str = ""
+    unpriced: Unpriced = Unpriced()
 
 
 def uncovered(failures: Sequence[Failure], windows: Sequence[Window]) -> tuple[Failure, ...]:
@@ -117,4 +127,9 @@ def overview(source: Source, sink: Sink, ledger: Ledger, store: WatermarkStore, 
                 next((run for run in runs if stream.name in run.streams), None),
             )
         )
-    return Overview(horizon, tuple(result), tuple(failing_days(sink).values()), ledger.setback())
+    return Overview(horizon, tuple(result), tuple(failing_days(sink).values()), ledger.setback(), unpriced(sink))
+
+
+def unpriced(sink: Sink) -> Unpriced:
+    """What the metrics of all days leave out of spend."""
+    return Unpriced(*map(int, sink.named("totals", "unpriced")[0]))

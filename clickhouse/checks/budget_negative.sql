@@ -6,5 +6,5 @@
 SET param_lowest_budget = '0'; -- the least a budget may be
 SELECT campaign_id, campaign_name, budget_amount
 FROM campaign_dimension
-WHERE NOT is_deleted AND budget_amount < {lowest_budget:Decimal(10, 2)}
+WHERE NOT is_deleted AND budget_amount < {lowest_budget:Decimal(18, 6)}
 ORDER BY campaign_id

@@ -36,6 +36,7 @@ WITH
         SELECT campaign_id, bid_amount,
             if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), valid_from) AS valid_from
         FROM campaign_history FINAL
+        WHERE campaign_id != 0
     ),
     told AS
     (
@@ -44,8 +45,8 @@ WITH
             events.campaign_id AS campaign_id,
             toInt64(countIf(events.event_type = 'impression')) AS impressions,
             toInt64(countIf(events.event_type = 'click')) AS clicks,
-            sumIf(toDecimal128(bids.bid_amount, 5), events.event_type = 'impression') AS bids_of_impressions,
-            sumIf(toDecimal128(bids.bid_amount, 5), events.event_type = 'click') AS bids_of_clicks
+            sumIf(toDecimal128(bids.bid_amount, 9), events.event_type = 'impression') AS bids_of_impressions,
+            sumIf(toDecimal128(bids.bid_amount, 9), events.event_type = 'click') AS bids_of_clicks
         FROM
         (
             SELECT toDate32(created_at, {zone:String}) AS date_id, campaign_id, event_type, created_at
@@ -68,7 +69,7 @@ WITH
             sum(of_metrics.3) AS spend_in_metrics,
             max(model) AS pricing_model,
             multiIf(
-                pricing_model = 'cpm', toDecimal128(divideDecimal(sum(of_events.3), toDecimal128(1000, 0), 5), 5),
+                pricing_model = 'cpm', toDecimal128(divideDecimal(sum(of_events.3), toDecimal128(1000, 0), 9), 9),
                 pricing_model = 'cpi', sum(of_events.3),
                 sum(of_events.4)) AS spend_in_events
         FROM
@@ -77,7 +78,7 @@ WITH
                 date_id,
                 campaign_id,
                 (toInt64(impressions_count), toInt64(clicks_count), spend_amount) AS of_metrics,
-                (toInt64(0), toInt64(0), toDecimal128(0, 5), toDecimal128(0, 5)) AS of_events,
+                (toInt64(0), toInt64(0), toDecimal128(0, 9), toDecimal128(0, 9)) AS of_events,
                 toString(pricing_model) AS model
             FROM daily_campaign_performance
             WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32}
@@ -85,7 +86,7 @@ WITH
             SELECT
                 date_id,
                 campaign_id,
-                (toInt64(0), toInt64(0), toDecimal128(0, 5)),
+                (toInt64(0), toInt64(0), toDecimal128(0, 9)),
                 (impressions, clicks, bids_of_impressions, bids_of_clicks),
                 ''
             FROM told

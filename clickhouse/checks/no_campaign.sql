@@ -1,7 +1,7 @@
 -- Which days have events without a campaign?
 -- Severity: warn
 -- Owner: ad serving
--- Do: Ask the ad server's team why; such events are counted under campaign 0 and cost nothing.
+-- Do: Ask the ad server's team why; such events are counted under campaign 0 and cost nothing, also where the source has a campaign of that id.
 -- Grain: a reporting day and event type
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at

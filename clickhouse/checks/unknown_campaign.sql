@@ -1,7 +1,7 @@
 -- Do events name a campaign that does not exist?
 -- Severity: error
 -- Owner: campaign management
--- Do: Restore the campaign at the source, or correct the events; until then they cost nothing.
+-- Do: Restore the campaign at the source, or correct the events; until then they have no price.
 -- Grain: a campaign id and event type
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at

@@ -22,12 +22,13 @@ SELECT
     if(flight_days > 0, elapsed_days / flight_days, NULL) AS elapsed_share,
     budget,
     spend,
-    toDecimal128(budget, 5) - spend AS budget_left,
+    unpriced,
+    toDecimal128(budget, 9) - spend AS budget_left,
     if(budget <= 0, NULL, toFloat64(spend) / toFloat64(budget)) AS utilisation,
     if(budget > 0 AND elapsed_days > 0 AND flight_days > 0, utilisation / elapsed_share, NULL) AS pacing_index,
-    if(remaining_days > 0, toDecimal128(divideDecimal(toDecimal256(greatest(budget_left, toDecimal128(0, 5)), 5), toDecimal256(remaining_days, 0), 5), 5), NULL) AS required_daily_spend,
-    toDecimal128(divideDecimal(toDecimal256(recent_spend, 5), toDecimal256(rate_days, 0), 5), 5) AS daily_spend,
-    if(remaining_days IS NULL, NULL, spend + toDecimal128(divideDecimal(toDecimal256(recent_spend, 5) * assumeNotNull(remaining_days), toDecimal256(rate_days, 0), 5), 5)) AS projected_end_spend,
+    if(remaining_days > 0, toDecimal128(divideDecimal(toDecimal256(greatest(budget_left, toDecimal128(0, 9)), 9), toDecimal256(remaining_days, 0), 9), 9), NULL) AS required_daily_spend,
+    toDecimal128(divideDecimal(toDecimal256(recent_spend, 9), toDecimal256(rate_days, 0), 9), 9) AS daily_spend,
+    if(remaining_days IS NULL, NULL, spend + toDecimal128(divideDecimal(toDecimal256(recent_spend, 9) * assumeNotNull(remaining_days), toDecimal256(rate_days, 0), 9), 9)) AS projected_end_spend,
     if(recent_spend > 0 AND budget_left > 0, toFloat64(budget_left) * rate_days / toFloat64(recent_spend), NULL) AS budget_lasts_days,
     pricing_model
 FROM
@@ -42,8 +43,9 @@ FROM
         campaign.campaign_duration_days AS flight_days,
         dateDiff('day', campaign.start_date, day) + 1 AS elapsed_days,
         dateDiff('day', day, campaign.end_date) AS remaining_days,
-        ifNull(delivery.spend, toDecimal128(0, 5)) AS spend,
-        ifNull(delivery.recent_spend, toDecimal128(0, 5)) AS recent_spend,
+        ifNull(delivery.spend, toDecimal128(0, 9)) AS spend,
+        ifNull(delivery.recent_spend, toDecimal128(0, 9)) AS recent_spend,
+        ifNull(delivery.unpriced, 0) AS unpriced,
         greatest(1, least(toInt64({rate_days:UInt16}), ifNull(toInt64(elapsed_days), toInt64({rate_days:UInt16})))) AS rate_days,
         delivery.pricing_model AS pricing_model
     FROM
@@ -57,6 +59,7 @@ FROM
         SELECT
             campaign_id,
             sum(spend_amount) AS spend,
+            sum(unpriced_count) AS unpriced,
             sumIf(spend_amount, date_id > day - toIntervalDay({rate_days:UInt16})) AS recent_spend,
             arrayStringConcat(arraySort(groupUniqArray(pricing_model)), ' + ') AS pricing_model
         FROM daily_campaign_performance

@@ -18,9 +18,10 @@ SELECT
     said.impressions AS impressions,
     said.clicks AS clicks,
     said.spend AS spend,
+    said.unpriced AS unpriced,
     if(said.impressions = 0, NULL, said.clicks / said.impressions) AS ctr,
-    if(said.impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(said.spend, 5) * 1000, toDecimal256(said.impressions, 0), 8), 6), 6)) AS cpm,
-    if(said.clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(said.spend, 5), toDecimal256(said.clicks, 0), 8), 6), 6)) AS cpc,
+    if(said.impressions = 0 OR said.unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(said.spend, 9) * 1000, toDecimal256(said.impressions, 0), 8), 6), 6)) AS cpm,
+    if(said.clicks = 0 OR said.unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(said.spend, 9), toDecimal256(said.clicks, 0), 8), 6), 6)) AS cpc,
     said.pricing_model AS pricing_model,
     said.said_since AS said_since,
     toBool(said.date_id <= final_through) AS is_final
@@ -32,6 +33,7 @@ FROM
         impressions_count AS impressions,
         clicks_count AS clicks,
         spend_amount AS spend,
+        unpriced_count AS unpriced,
         toString(history.pricing_model) AS pricing_model,
         said_at AS said_since,
         is_gone

@@ -11,12 +11,13 @@ SELECT
     sum(delivery.impressions) AS impressions,
     sum(delivery.clicks) AS clicks,
     sum(delivery.spend) AS spend,
+    sum(delivery.unpriced) AS unpriced,
     impressions / campaigns AS impressions_per_campaign,
     clicks / campaigns AS clicks_per_campaign,
-    toDecimal128(divideDecimal(toDecimal256(spend, 5), toDecimal256(campaigns, 0), 5), 5) AS spend_per_campaign,
+    toDecimal128(divideDecimal(toDecimal256(spend, 9), toDecimal256(campaigns, 0), 9), 9) AS spend_per_campaign,
     if(impressions = 0, NULL, clicks / impressions) AS ctr,
-    if(impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5) * 1000, toDecimal256(impressions, 0), 8), 6), 6)) AS cpm,
-    if(clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5), toDecimal256(clicks, 0), 8), 6), 6)) AS cpc,
+    if(impressions = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9) * 1000, toDecimal256(impressions, 0), 8), 6), 6)) AS cpm,
+    if(clicks = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9), toDecimal256(clicks, 0), 8), 6), 6)) AS cpc,
     arrayStringConcat(arraySort(arrayDistinct(arrayFlatten(groupArray(delivery.models)))), ' + ') AS pricing_model
 FROM
 (
@@ -39,6 +40,7 @@ LEFT JOIN
         sum(impressions_count) AS impressions,
         sum(clicks_count) AS clicks,
         sum(spend_amount) AS spend,
+        sum(unpriced_count) AS unpriced,
         groupUniqArray(toString(pricing_model)) AS models
     FROM daily_campaign_performance
     WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32}

@@ -1,5 +1,6 @@
 -- How has each campaign done over a period? Impressions, clicks and spend, with CTR, CPM and CPC computed from those
--- sums, dearest first. Events without a campaign stand under campaign 0.
+-- sums, dearest first. Events without a campaign stand under campaign 0; `unpriced` are those whose campaign is not
+-- known, which are not in spend.
 -- Grain: a campaign that has events in the period.
 -- Example: retailmedia query campaign_summary --param first_day=2026-11-01 --param limit=10
 SET param_first_day = '1970-01-01'; -- first reporting day that counts
@@ -12,9 +13,10 @@ SELECT
     daily.impressions AS impressions,
     daily.clicks AS clicks,
     daily.spend AS spend,
+    daily.unpriced AS unpriced,
     if(daily.impressions = 0, NULL, daily.clicks / daily.impressions) AS ctr,
-    if(daily.impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(daily.spend, 5) * 1000, toDecimal256(daily.impressions, 0), 8), 6), 6)) AS cpm,
-    if(daily.clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(daily.spend, 5), toDecimal256(daily.clicks, 0), 8), 6), 6)) AS cpc,
+    if(daily.impressions = 0 OR daily.unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(daily.spend, 9) * 1000, toDecimal256(daily.impressions, 0), 8), 6), 6)) AS cpm,
+    if(daily.clicks = 0 OR daily.unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(daily.spend, 9), toDecimal256(daily.clicks, 0), 8), 6), 6)) AS cpc,
     daily.pricing_model AS pricing_model
 FROM
 (
@@ -23,6 +25,7 @@ FROM
         sum(impressions_count) AS impressions,
         sum(clicks_count) AS clicks,
         sum(spend_amount) AS spend,
+        sum(unpriced_count) AS unpriced,
         arrayStringConcat(arraySort(groupUniqArray(pricing_model)), ' + ') AS pricing_model
     FROM daily_campaign_performance
     WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32}

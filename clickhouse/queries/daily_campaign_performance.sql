@@ -12,13 +12,14 @@ SELECT
     daily.impressions_count AS impressions,
     daily.clicks_count AS clicks,
     daily.spend_amount AS spend,
+    daily.unpriced_count AS unpriced,
     daily.ctr AS ctr,
     daily.cpm AS cpm,
     daily.cpc AS cpc,
     daily.pricing_model AS pricing_model
 FROM
 (
-    SELECT date_id, campaign_id, impressions_count, clicks_count, spend_amount, ctr, cpm, cpc, pricing_model
+    SELECT date_id, campaign_id, impressions_count, clicks_count, spend_amount, unpriced_count, ctr, cpm, cpc, pricing_model
     FROM daily_campaign_performance
     WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32}
         AND ({campaign_id:Int64} = 0 OR campaign_id = {campaign_id:Int64})

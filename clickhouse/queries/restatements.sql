@@ -1,5 +1,6 @@
 -- Which figures changed after their day had been declared final, from what to what, when and why? Causes: late rows,
--- update, bid edit, replay, full refresh, pricing model, time zone.
+-- update, bid edit, campaign arrived (its events were unpriced before), campaign unknown, no campaign, replay,
+-- reconciliation, full refresh, pricing model, time zone.
 -- Grain: a day, campaign and column, once for each change.
 -- Example: retailmedia query restatements --param first_day=2026-11-10 --param last_day=2026-11-10
 SET param_first_day = '1970-01-01'; -- first reporting day to show

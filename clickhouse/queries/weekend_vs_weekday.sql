@@ -10,12 +10,13 @@ SELECT
     impressions,
     clicks,
     spend,
+    unpriced,
     impressions / days AS impressions_per_day,
     clicks / days AS clicks_per_day,
-    toDecimal128(divideDecimal(toDecimal256(spend, 5), toDecimal256(days, 0), 5), 5) AS spend_per_day,
+    toDecimal128(divideDecimal(toDecimal256(spend, 9), toDecimal256(days, 0), 9), 9) AS spend_per_day,
     if(impressions = 0, NULL, clicks / impressions) AS ctr,
-    if(impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5) * 1000, toDecimal256(impressions, 0), 8), 6), 6)) AS cpm,
-    if(clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5), toDecimal256(clicks, 0), 8), 6), 6)) AS cpc,
+    if(impressions = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9) * 1000, toDecimal256(impressions, 0), 8), 6), 6)) AS cpm,
+    if(clicks = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9), toDecimal256(clicks, 0), 8), 6), 6)) AS cpc,
     pricing_model
 FROM
 (
@@ -25,6 +26,7 @@ FROM
         sum(impressions_count) AS impressions,
         sum(clicks_count) AS clicks,
         sum(spend_amount) AS spend,
+        sum(unpriced_count) AS unpriced,
         arrayStringConcat(arraySort(groupUniqArray(pricing_model)), ' + ') AS pricing_model
     FROM daily_campaign_performance
     WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32}

@@ -44,8 +44,9 @@ WITH
             sum(impression) AS impressions, sum(click) AS clicks
         FROM events GROUP BY 1, 2
     )
-SELECT day::text, daily.campaign_id, impressions, clicks, (clicks * coalesce(bid, 0))::numeric(38, 5)::text
-FROM daily LEFT JOIN campaign ON campaign.id = daily.campaign_id
+SELECT day::text, daily.campaign_id, impressions, clicks, (clicks * coalesce(bid, 0))::numeric(38, 9)::text,
+    CASE WHEN campaign.id IS NULL AND daily.campaign_id <> 0 THEN clicks ELSE 0 END AS unpriced
+FROM daily LEFT JOIN campaign ON campaign.id = daily.campaign_id AND campaign.id <> 0
 """
 
 Table = NDArray[np.int64]
@@ -150,20 +151,20 @@ def compare_events(stage: Stage, findings: Findings) -> None:
 
 
 def compare_performance(stage: Stage, findings: Findings) -> None:
-    """For every (day, campaign): equal impressions, clicks and spend."""
+    """For every (day, campaign): equal impressions, clicks, spend, and clicks without a price."""
     with stage.postgres() as connection, connection.cursor() as cursor:
         cursor.execute(PERFORMANCE)
-        expected = {(day, int(c)): (int(i), int(k), spend) for day, c, i, k, spend in cursor.fetchall()}
+        expected = {(day, int(c)): (int(i), int(k), spend, int(n)) for day, c, i, k, spend, n in cursor.fetchall()}
     with _client(stage) as client:
         rows = client.execute(
-            "SELECT toString(date_id), campaign_id, impressions_count, clicks_count, toString(spend_amount) "
-            "FROM daily_campaign_performance"
+            "SELECT toString(date_id), campaign_id, impressions_count, clicks_count, toString(spend_amount), "
+            "unpriced_count FROM daily_campaign_performance"
         )
-    found: dict[tuple[str, int], tuple[int, int, str]] = {}
-    for day, c, i, k, spend in rows:
+    found: dict[tuple[str, int], tuple[int, int, str, int]] = {}
+    for day, c, i, k, spend, n in rows:
         if (day, int(c)) in found:
             findings.metrics.append(f"{day} campaign {c} is there twice")
-        found[day, int(c)] = (int(i), int(k), _padded(spend))
+        found[day, int(c)] = (int(i), int(k), _padded(spend), int(n))
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             findings.metrics.append(f"{key[0]} campaign {key[1]}: {expected.get(key)} became {found.get(key)}")
@@ -171,7 +172,7 @@ def compare_performance(stage: Stage, findings: Findings) -> None:
 
 def _padded(amount: str) -> str:
     whole, _, cents = amount.partition(".")
-    return f"{whole}.{cents:0<5}"
+    return f"{whole}.{cents:0<9}"
 
 
 def compare_quarantine(stage: Stage, findings: Findings) -> None:

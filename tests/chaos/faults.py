@@ -1150,4 +1150,4 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
 
 
 # At the end: these modules register faults with what stands above.
-from tests.chaos import faults_dimensions, faults_source  # noqa: E402, F401
+from tests.chaos import faults_dimensions, faults_money, faults_source  # noqa: E402, F401

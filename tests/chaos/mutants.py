@@ -133,6 +133,14 @@ def _believed() -> None:
     patch("worker.dimensions:_require_rows", lambda original: lambda *args: None)
 
 
+def _unpriced_as_nothing() -> None:
+    _reword("metrics", "build", "NOT bids.is_known AND counted.campaign_id != 0", "false")
+
+
+def _cents() -> None:
+    _reword("metrics", "build", "toDecimal128(bids.bid_amount, 6)", "toDecimal128(bids.bid_amount, 2)")
+
+
 MUTANTS: dict[str, Mutant] = {
     "max-inserted-at": Mutant("watermark from max(inserted_at)", _newest_row, ("kill child at committed",)),
     "idle-transactions": Mutant("horizon without idle transactions", _idle_transactions, ("transaction held open",)),
@@ -144,6 +152,10 @@ MUTANTS: dict[str, Mutant] = {
     "over-a-gap": Mutant("watermark advanced over a gap", _over_a_gap, ("window lost with its message",)),
     "unmerged": Mutant("metrics rebuilt from an unmerged table", _unmerged, ("events move",)),
     "snapshot-before-lock": Mutant("snapshot before lock", _snapshot_before_lock, ("table rewritten mid-window",)),
+    "unpriced-as-nothing": Mutant(
+        "events before their campaign priced at 0", _unpriced_as_nothing, ("campaign after its events",)
+    ),
+    "cents": Mutant("money counted in cents", _cents, ("campaign after its events",)),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
     "empty-dimension": Mutant("an empty dimension believed", _believed, ("campaign emptied",)),
 }

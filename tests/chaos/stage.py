@@ -420,6 +420,9 @@ def _prepare(stage: Stage) -> None:
                 "FROM generate_series(1, %s) AS n",
                 (CAMPAIGNS,),
             )
+            # Bids finer than a cent: what a product counts in cents goes wrong here.
+            cursor.execute("ALTER TABLE campaign ALTER COLUMN bid TYPE numeric(18, 6)")
+            cursor.execute("UPDATE campaign SET bid = bid + 0.000101 * id WHERE bid > 0")
             # Events of campaigns that do not exist are among what must be survived.
             for table in ("impressions", "clicks"):
                 cursor.execute(f"ALTER TABLE {table} DROP CONSTRAINT {table}_campaign_id_fkey")

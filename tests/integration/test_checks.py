@@ -236,6 +236,15 @@ CASES = [
         thresholds={"grace_seconds": 0},
     ),
     Case(
+        "unpriced_events",
+        unbound("INSERT INTO clicks (campaign_id, created_at) VALUES (77, %s), (78, now())", TODAY - timedelta(hours=30)),
+        [
+            {"date_id": str(TODAY.date()), "campaign_id": 78, "unpriced": 1, "pricing_model": "cpc", "is_final": False},
+            {"date_id": str(DAY), "campaign_id": 77, "unpriced": 1, "pricing_model": "cpc", "is_final": False},
+        ],
+        thresholds={"grace_seconds": 0},
+    ),
+    Case(
         "no_campaign",
         source("UPDATE impressions SET campaign_id = NULL WHERE created_at BETWEEN %s AND %s", *TWO),
         [{"date_id": str(DAY), "event_type": "impression", "events": 6}],

@@ -115,6 +115,7 @@ def test_a_scrape_tells_what_was_loaded_and_what_waits(
     assert found[f"{PREFIX}rebuild_days_total"][()] == 3
     assert found[f"{PREFIX}rebuild_seconds_total"][()] == pytest.approx(0.5)
     assert found[f"{PREFIX}unsettled_days"][()] >= 1
+    assert found[f"{PREFIX}unpriced_events"][()] == 0
     assert found[f"{PREFIX}horizon_held"][()] == 0
     assert found[f"{PREFIX}horizon_lag_seconds"][of("impressions")] >= 0
     assert found[f"{PREFIX}queue_messages"][(("queue", "realtime"),)] == 0

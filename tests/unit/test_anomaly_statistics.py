@@ -241,6 +241,16 @@ def test_faults_are_found_where_there_is_evidence(kind: str) -> None:
     assert right >= 0.9 * reported
 
 
+def test_events_without_a_price_are_no_anomaly_of_spend() -> None:
+    """Of a campaign that is not known yet nothing is spent, on the day or on days before it."""
+    subjects = [made for made, _, _ in network(np.random.default_rng(17), 120)]
+    on_the_day = [replace(one, day_spend=0.0) for one in subjects]
+    before = [replace(one, spend=np.where(np.arange(len(one.spend)) % 2 == 0, 0.0, one.spend)) for one in subjects]
+    always = [replace(one, spend=np.zeros_like(one.spend)) for one in subjects]
+    for changed in (on_the_day, before, always):
+        assert [one for one in judged(changed) if one.kind == anomalies.SPEND] == []
+
+
 def test_earlier_bot_days_do_not_hide_the_next() -> None:
     rng = np.random.default_rng(11)
     (made, shown, clicked) = next(one for one in network(rng, 40) if 30 <= one[0].clicks.mean() <= 80)

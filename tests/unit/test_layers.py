@@ -28,6 +28,7 @@ LAYERS: dict[str, float] = {
         1,
     ),
     "sessions": 1,
+    "sourcetypes": 1,
     # Between the servers and what is done with them: whether a reading may be used at all.
     "setbacks": 2.5,
     **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending", "failing"), 2),
@@ -69,6 +70,7 @@ WITHIN_LEAVES = (
     "money",
     "dimension_rows",
     "sessions",
+    "sourcetypes",
 )
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}

@@ -19,8 +19,8 @@ CREATE TABLE {staging}
     campaign_id   Int64,
     campaign_name String,
     advertiser_id Nullable(Int64),
-    bid_amount    Decimal(10, 2),
-    budget_amount Decimal(10, 2),
+    bid_amount    Decimal(18, 6),
+    budget_amount Decimal(18, 6),
     start_date    Nullable(Date32),
     end_date      Nullable(Date32),
     created_at    Nullable(DateTime64(6, 'UTC')),
@@ -52,7 +52,8 @@ SETTINGS transform_null_in = 1
 
 -- name: merge_campaigns
 -- A version is valid from the source row's updated_at if that is later than the version before it and not later than
--- the snapshot; else from the snapshot.
+-- the snapshot; else from the snapshot. What differs only by the decimals that an older schema cut is the version known,
+-- read again: it takes its place, and its days are priced anew.
 INSERT INTO campaign_history
     (campaign_id, valid_from, campaign_name, advertiser_id, bid_amount, budget_amount, start_date, end_date, is_deleted,
     created_at, updated_at, _version)
@@ -66,7 +67,15 @@ WITH
     )
 SELECT
     fresh.campaign_id,
-    if(fresh.updated_at > known.valid_from AND fresh.updated_at <= %(taken_at)s, assumeNotNull(fresh.updated_at), %(taken_at)s),
+    multiIf(
+        known._version > 0 AND NOT known.is_deleted
+            AND known.loaded_at < (SELECT max(applied_at) FROM schema_migrations WHERE name = '0062_campaign_history_money.sql')
+            AND (trunc(fresh.bid_amount, 2), trunc(fresh.budget_amount, 2)) = (known.bid_amount, known.budget_amount)
+            AND (fresh.bid_amount, fresh.budget_amount) != (known.bid_amount, known.budget_amount)
+            AND ifNull(fresh.updated_at = known.updated_at, isNull(fresh.updated_at) AND isNull(known.updated_at)),
+        known.valid_from,
+        fresh.updated_at > known.valid_from AND fresh.updated_at <= %(taken_at)s, assumeNotNull(fresh.updated_at),
+        %(taken_at)s),
     fresh.campaign_name, fresh.advertiser_id, fresh.bid_amount, fresh.budget_amount, fresh.start_date, fresh.end_date,
     false, fresh.created_at, fresh.updated_at, %(version)s
 FROM {staging} AS fresh

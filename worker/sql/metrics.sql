@@ -31,9 +31,13 @@ SELECT count(), now64(6, 'UTC') FROM day_marks WHERE marked_at >= %(since)s
 
 -- name: outdated_days
 -- Days not marked and yet wrong: published twice at once by workers of which the later died, priced by another model,
--- built before a version of one of their campaigns arrived, or built by a version that did not keep the hours.
+-- built before a version of one of their campaigns arrived, or built by a version that did not keep the hours, priced
+-- events without a campaign, or said 0 where the campaign was not known.
 SELECT DISTINCT date_id FROM daily_campaign_performance
 WHERE pricing_model != %(pricing_model)s OR empty(impressions_by_hour)
+    OR (campaign_id = 0 AND spend_amount != 0)
+    OR (campaign_id != 0 AND if(pricing_model = 'cpc', clicks_count, impressions_count) > 0
+        AND (unpriced_count > 0) = (campaign_id IN (SELECT campaign_id FROM campaign_history)))
 UNION DISTINCT
 SELECT date_id FROM daily_campaign_performance GROUP BY date_id HAVING min(updated_at) != max(updated_at)
 UNION DISTINCT
@@ -56,18 +60,20 @@ CREATE TABLE {staging} AS daily_campaign_performance
 
 -- name: build
 -- One row per campaign and day. Each event is priced at the bid in force when it happened; a campaign's first known
--- version counts from the beginning of time; an event of an unknown campaign costs nothing. Events are counted first
+-- version counts from the beginning of time; an event of an unknown campaign has no price and is counted as such. Events are counted first
 -- and priced then: only on days on which a campaign's bid changes is each moment looked up, on all others one bid holds
 -- throughout, and any of the day's events tells which.
 INSERT INTO {staging}
-    (date_id, campaign_id, impressions_count, clicks_count, spend_amount, ctr, cpm, cpc, impressions_by_hour,
-    clicks_by_hour, pricing_model, updated_at)
+    (date_id, campaign_id, impressions_count, clicks_count, spend_amount, unpriced_count, ctr, cpm, cpc,
+    impressions_by_hour, clicks_by_hour, pricing_model, updated_at)
 WITH
     bids AS
     (
         SELECT campaign_id, bid_amount,
-            if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), valid_from) AS valid_from
+            if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), valid_from) AS valid_from,
+            true AS is_known
         FROM campaign_history FINAL
+        WHERE campaign_id != 0
     ),
     counted AS
     (
@@ -91,7 +97,8 @@ WITH
             sumForEach(clicks_of) AS clicks_by_hour,
             arraySum(impressions_by_hour) AS impressions,
             arraySum(clicks_by_hour) AS clicks,
-            sum(toDecimal128(bids.bid_amount, 5) * arraySum(if(%(billed)s = 'click', clicks_of, impressions_of))) AS billed
+            sum(toDecimal128(bids.bid_amount, 6) * arraySum(if(%(billed)s = 'click', clicks_of, impressions_of))) AS billed,
+            sumIf(arraySum(if(%(billed)s = 'click', clicks_of, impressions_of)), NOT bids.is_known AND counted.campaign_id != 0) AS unpriced
         FROM counted
         ASOF LEFT JOIN bids ON bids.campaign_id = counted.campaign_id AND counted.priced_at >= bids.valid_from
         GROUP BY date_id, campaign_id
@@ -101,10 +108,11 @@ SELECT
     campaign_id,
     impressions,
     clicks,
-    toDecimal128(divideDecimal(billed, toDecimal128(%(divisor)s, 0), 5), 5) AS spend,
+    toDecimal128(divideDecimal(billed, toDecimal128(%(divisor)s, 0), 9), 9) AS spend,
+    unpriced,
     if(impressions = 0, NULL, clicks / impressions),
-    if(impressions = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5) * 1000, toDecimal256(impressions, 0), 8), 6), 6)),
-    if(clicks = 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 5), toDecimal256(clicks, 0), 8), 6), 6)),
+    if(impressions = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9) * 1000, toDecimal256(impressions, 0), 8), 6), 6)),
+    if(clicks = 0 OR unpriced > 0, NULL, toDecimal128(round(divideDecimal(toDecimal256(spend, 9), toDecimal256(clicks, 0), 8), 6), 6)),
     impressions_by_hour,
     clicks_by_hour,
     %(pricing_model)s,
@@ -118,13 +126,14 @@ SETTINGS max_insert_threads = 1, min_insert_block_size_rows = 10000000, min_inse
 -- day whose publication fails is still to be rebuilt, and then compared with what stands here. Rows are named by the
 -- rebuild's own time, so the same rebuild written twice is one.
 INSERT INTO daily_campaign_history
-    (date_id, campaign_id, slot, said_at, impressions_count, clicks_count, spend_amount, pricing_model,
-    reporting_timezone, is_gone, was_final, impressions_before, clicks_before, spend_before, cause)
+    (date_id, campaign_id, slot, said_at, impressions_count, clicks_count, spend_amount, unpriced_count,
+    pricing_model, reporting_timezone, is_gone, was_final, impressions_before, clicks_before, spend_before, unpriced_before,
+    cause)
 WITH
     said AS
     (
         SELECT date_id, campaign_id,
-            argMax((impressions_count, clicks_count, spend_amount, pricing_model, reporting_timezone, is_gone), said_at) AS last
+            argMax((impressions_count, clicks_count, spend_amount, pricing_model, reporting_timezone, is_gone, unpriced_count), said_at) AS last
         FROM daily_campaign_history
         WHERE date_id IN %(days)s
         GROUP BY date_id, campaign_id
@@ -139,10 +148,12 @@ WITH
             sum(impressions) AS impressions_now,
             sum(clicks) AS clicks_now,
             sum(spend) AS spend_now,
+            sum(unpriced) AS unpriced_now,
             max(model) AS model_now,
             sum(impressions_was) AS impressions_then,
             sum(clicks_was) AS clicks_then,
             sum(spend_was) AS spend_then,
+            sum(unpriced_was) AS unpriced_then,
             max(model_was) AS model_then,
             max(zone_was) AS zone_then
         FROM
@@ -150,15 +161,17 @@ WITH
             SELECT date_id, campaign_id, true AS here, false AS was,
                 impressions_count AS impressions, clicks_count AS clicks, spend_amount AS spend,
                 toString(pricing_model) AS model, toUInt64(0) AS impressions_was, toUInt64(0) AS clicks_was,
-                toDecimal128(0, 5) AS spend_was, '' AS model_was, '' AS zone_was
+                toDecimal128(0, 9) AS spend_was, '' AS model_was, '' AS zone_was,
+                unpriced_count AS unpriced, toUInt64(0) AS unpriced_was
             FROM {staging}
             UNION ALL
-            SELECT date_id, campaign_id, false, NOT last.6, 0, 0, toDecimal128(0, 5), '',
-                last.1, last.2, last.3, toString(last.4), toString(last.5)
+            SELECT date_id, campaign_id, false, NOT last.6, 0, 0, toDecimal128(0, 9), '',
+                last.1, last.2, last.3, toString(last.4), toString(last.5), 0, last.7
             FROM said
         )
         GROUP BY date_id, campaign_id
-        HAVING (is_there, impressions_now, clicks_now, spend_now) != (was_there, impressions_then, clicks_then, spend_then)
+        HAVING (is_there, impressions_now, clicks_now, spend_now, unpriced_now)
+            != (was_there, impressions_then, clicks_then, spend_then, unpriced_then)
             OR (is_there AND model_now != model_then)
     )
 SELECT
@@ -169,6 +182,7 @@ SELECT
     impressions_now,
     clicks_now,
     spend_now,
+    unpriced_now,
     if(is_there, model_now, model_then),
     %(zone)s,
     NOT is_there,
@@ -176,11 +190,15 @@ SELECT
     impressions_then,
     clicks_then,
     spend_then,
+    unpriced_then,
     multiIf(
         NOT was_final, '',
         zone_then NOT IN ('', %(zone)s), 'time zone',
         (impressions_now, clicks_now) != (impressions_then, clicks_then), transform(toString(date_id), %(caused_days)s, %(causes)s, 'late rows'),
         is_there AND model_now != model_then, 'pricing model',
+        unpriced_now < unpriced_then, 'campaign arrived',
+        unpriced_now > unpriced_then, 'campaign unknown',
+        campaign_id = 0, 'no campaign',
         'bid edit')
 FROM compared
 SETTINGS max_partitions_per_insert_block = 0

@@ -13,8 +13,9 @@ ORDER BY name
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 
 -- name: create_distributed
--- Reads of it go to any replica that answers; workers write to the table itself, whose blocks they number.
-CREATE TABLE IF NOT EXISTS {distributed} AS {table}
+-- Reads of it go to any replica that answers; workers write to the table itself, whose blocks they number. Made anew
+-- each time, as it keeps the columns of the day it was made and holds nothing.
+CREATE OR REPLACE TABLE {distributed} AS {table}
 ENGINE = Distributed({cluster}, {database}, {table}, campaign_id)
 
 -- name: history

@@ -112,11 +112,12 @@ WITH
         SELECT campaign_id, bid_amount,
             if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), valid_from) AS valid_from
         FROM campaign_history FINAL
+        WHERE campaign_id != 0
     )
 SELECT
     toDate32(changes.created_at, %(zone)s) AS date_id,
     sum(changes.sign),
-    divideDecimal(sum(toDecimal128(bids.bid_amount, 5) * changes.sign), toDecimal128(%(divisor)s, 0), 5)
+    divideDecimal(sum(toDecimal128(bids.bid_amount, 6) * changes.sign), toDecimal128(%(divisor)s, 0), 9)
 FROM changes
 ASOF LEFT JOIN bids ON bids.campaign_id = changes.campaign_id AND changes.created_at >= bids.valid_from
 GROUP BY date_id

@@ -53,7 +53,7 @@ SELECT count(), max(date_id) FROM daily_campaign_performance WHERE date_id <= %(
 
 -- name: days
 SELECT date_id, sum(impressions_count), sum(clicks_count), sum(spend_amount),
-    arrayStringConcat(arraySort(groupUniqArray(pricing_model)), ' + ')
+    arrayStringConcat(arraySort(groupUniqArray(pricing_model)), ' + '), sum(unpriced_count)
 FROM daily_campaign_performance
 WHERE date_id BETWEEN %(first_day)s AND %(last_day)s
 GROUP BY date_id
@@ -73,7 +73,8 @@ SELECT
     sum(daily.spend_amount) AS spend,
     any(campaigns.budget_amount) AS budget,
     arrayStringConcat(arraySort(groupUniqArray(daily.pricing_model)), ' + ') AS model,
-    groupArray((daily.date_id, daily.spend_amount)) AS spend_by_day
+    groupArray((daily.date_id, daily.spend_amount)) AS spend_by_day,
+    sum(daily.unpriced_count) AS unpriced
 FROM daily_campaign_performance AS daily
 LEFT JOIN campaign_dimension AS campaigns ON campaigns.campaign_id = daily.campaign_id
 WHERE daily.date_id BETWEEN %(first_day)s AND %(last_day)s

@@ -1,10 +1,13 @@
 -- Statements on day_seals and what they are made of. Events are added up by the statements of reconcile.sql.
 
 -- name: metrics
--- cityHash64 is the same in every version of ClickHouse; the sum does not hang on the order of rows.
+-- cityHash64 is the same in every version of ClickHouse; the sum does not hang on the order of rows. Spend is hashed
+-- without trailing zeros and unpriced events only where there are some, so seals of older schemas still hold.
 SELECT
     count(),
-    sum(cityHash64(campaign_id, impressions_count, clicks_count, toString(spend_amount), toString(pricing_model))),
+    sum(if(unpriced_count = 0,
+        cityHash64(campaign_id, impressions_count, clicks_count, toString(spend_amount), toString(pricing_model)),
+        cityHash64(campaign_id, impressions_count, clicks_count, toString(spend_amount), toString(pricing_model), unpriced_count))),
     sum(spend_amount),
     arrayStringConcat(arraySort(groupUniqArray(toString(pricing_model))), ' + ')
 FROM daily_campaign_performance

@@ -13,6 +13,12 @@ SELECT
         (SELECT campaign_id FROM campaign_history FINAL GROUP BY campaign_id HAVING uniqExact(bid_amount) > 1)
     ) AS edited
 
+-- name: unpriced
+-- Events that are not in spend because their campaign is not known, of how many campaigns and days.
+SELECT sum(unpriced_count), uniqExact(campaign_id), uniqExact(date_id)
+FROM daily_campaign_performance
+WHERE unpriced_count > 0
+
 -- name: rows
 -- Rows of each stream in the live tables.
 SELECT if(event_type = 'impression', 'impressions', 'clicks') AS stream, count() FROM ad_events FINAL GROUP BY stream
