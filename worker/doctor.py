@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from worker import migrate
+from worker import calendars, migrate
 from worker.config import Settings
 from worker.errors import RetailMediaError, Unreachable
 from worker.sink import Sink
@@ -174,7 +174,10 @@ def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Fin
         yield Finding("ClickHouse", "schema", "wrong", told, mend)
     else:
         yield Finding("ClickHouse", "schema", "ok", f"all {len(standing)} migrations are applied")
-    yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; every statement names the one it means")
+        with Sink(settings) as sink:
+            state, in_force, mend = calendars.told(sink, settings)
+        yield Finding("ClickHouse", "calendar", state, f"days are cut by {in_force}", mend)
+    yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; no statement asks it for one")
     yield _skew("ClickHouse", instant(clock), now())
 
 
