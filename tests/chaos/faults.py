@@ -974,7 +974,8 @@ def callback_lost(scene: Scene, day: str) -> Iterator[None]:
         stage.write(
             "INSERT INTO impressions (campaign_id, created_at) "
             "SELECT 3, %s::timestamptz + n * interval '1 minute' FROM generate_series(1, 50) AS n",
-            f"{day}T00:00:00Z",
+            # At noon it is the same day in every zone that stages are in.
+            f"{day}T12:00:00Z",
         )
         with suppress(Violation):
             eventually(
@@ -1143,3 +1144,6 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
             return rows == [expected]
 
         return eventually(counted, f"new rows are counted {what}", seconds, every=0.2)
+
+
+from tests.chaos import faults_calendar as faults_calendar  # noqa: E402 - it registers what is registered above

@@ -1,4 +1,4 @@
-"""Ten ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
+"""Ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
 
 A harness that lets one of them pass proves nothing, so each names the schedule that must catch it.
 """
@@ -120,6 +120,15 @@ def _zombie_swap() -> None:
     patch("worker.refresh:_drop_older", lambda original: lambda *args: None)
 
 
+def _servers_calendar() -> None:
+    piece = "toDate32(toInt32(transform(roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), %(begins)s, %(day_numbers)s, 0)))"
+    _reword("metrics", "build", piece, "toDate32(created_at, 'America/Vancouver')")
+
+
+def _calendar_unmarked() -> None:
+    patch("worker.calendars:_finished", lambda original: lambda sink, ledger, entries: entries)
+
+
 MUTANTS: dict[str, Mutant] = {
     "max-inserted-at": Mutant("watermark from max(inserted_at)", _newest_row, ("kill child at committed",)),
     "idle-transactions": Mutant("horizon without idle transactions", _idle_transactions, ("transaction held open",)),
@@ -130,5 +139,11 @@ MUTANTS: dict[str, Mutant] = {
     "callback-alone": Mutant("finalizer only in the chord callback", _callback_alone, ("chord callback lost",)),
     "over-a-gap": Mutant("watermark advanced over a gap", _over_a_gap, ("window lost with its message",)),
     "unmerged": Mutant("metrics rebuilt from an unmerged table", _unmerged, ("events move",)),
+    "servers-calendar": Mutant(
+        "days cut by ClickHouse's calendar", _servers_calendar, ("days that calendars cut differently",)
+    ),
+    "calendar-unmarked": Mutant(
+        "a calendar in force whose days nobody marks", _calendar_unmarked, ("calendar changed by who died",)
+    ),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
 }
