@@ -8,9 +8,10 @@ announced and not adopted, and whoever looks next does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import structlog
@@ -76,6 +77,18 @@ def cut(calendar: Calendar, days: Sequence[date]) -> dict[str, list[int]]:
     # ClickHouse takes no empty list; where no day has an instant, no event is looked at either.
     begins, numbers, midnights = pieces if pieces.begins else Pieces([0], [0], [0])
     return {"begins": begins, "day_numbers": numbers, "midnights": midnights}
+
+
+def recut(sink: Sink, since: Mapping[date, datetime]) -> set[date]:
+    """Those of these days that a calendar announced at or after the instant beside them cuts otherwise."""
+    announced = [entry for entry in history(sink) if entry.state == "adopting"]
+    days: set[date] = set()
+    for newer, older in pairwise(announced):
+        new, old = (_calendar(sink, each.zone, each.version, each.fingerprint) for each in (newer, older))
+        days |= {
+            day for day, at in since.items() if newer.noted_at and newer.noted_at >= at and not new.alike(day, old)
+        }
+    return days
 
 
 def keep_current(sink: Sink, ledger: Ledger, settings: Settings) -> Calendar:

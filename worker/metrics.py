@@ -160,7 +160,9 @@ def _record(
             **calendars.cut(calendar, final),
         }
         statement = named("metrics", "causes").format(within=within(calendar, final))
-        causes = [(day, str(cause)) for day, cause in sink.query("asking for causes", statement, parameters)]
+        recut = calendars.recut(sink, since)
+        found = sink.query("asking for causes", statement, parameters)
+        causes = [(day, "time zone" if day in recut else str(cause)) for day, cause in found]
     sink.command(
         "recording what days say",
         named("metrics", "record").format(staging=quoted(staging)),

@@ -14,6 +14,7 @@ from psycopg2.extensions import connection as Connection
 
 from tests.agreement import sync, target_performance
 from tests.integration.test_checks import check
+from tests.integration.test_metrics import restated, settle
 from tests.integration.test_pipeline import campaigns, write
 from worker import calendar, calendars, metrics, migrate, seals
 from worker.calendar import Calendar, own
@@ -167,6 +168,7 @@ def test_newer_zone_data_recuts_the_days_it_moves_and_no_others(
             sync(servers)
             assert counted(servers) == {"2026-10-20": 1, "2026-11-19": 1, "2026-11-20": 2, "2026-11-25": 1}
         assert metrics.dirty_days(servers.sink) == []
+        assert settle(servers) > date(2026, 11, 20)
         assert calendars.told(servers.sink, settings)[0] == "note"
         assert calendars.keep_current(servers.sink, servers.ledger, settings) == own(PLACES[0])
         assert [str(day) for day in metrics.dirty_days(servers.sink)] == ["2026-11-25", "2026-11-20", "2026-11-19"]
@@ -180,6 +182,10 @@ def test_newer_zone_data_recuts_the_days_it_moves_and_no_others(
             state, says, _ = calendars.told(servers.sink, settings)
             assert (state, "here it is 2025b, older, and not used" in says) == ("note", True)
         assert counted(servers) == {"2026-10-20": 1, "2026-11-20": 3, "2026-11-25": 1}
+        assert {(row[0], row[-1]) for row in restated(servers)} == {
+            ("2026-11-19", "time zone"),
+            ("2026-11-20", "time zone"),
+        }
         assert calendars.told(servers.sink, settings)[0] == "ok"
         assert calendars.keep_current(servers.sink, servers.ledger, settings) == own(PLACES[0])
         assert metrics.dirty_days(servers.sink) == []
