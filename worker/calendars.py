@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -71,12 +71,12 @@ def in_force(sink: Sink, settings: Settings) -> Calendar:
     return _calendar(sink, zone, version, int(fingerprint))
 
 
-def cut(calendar: Calendar, days: Sequence[date]) -> dict[str, list[int]]:
+def cut(calendar: Calendar, days: Sequence[date]) -> dict[str, Any]:
     """The parameters by which a statement looks up the day and the hour of a moment of these days."""
     pieces = calendar.pieces(days)
     # ClickHouse takes no empty list; where no day has an instant, no event is looked at either.
     begins, numbers, midnights = pieces if pieces.begins else Pieces([0], [0], [0])
-    return {"begins": begins, "day_numbers": numbers, "midnights": midnights}
+    return {"begins": begins, "day_numbers": numbers, "midnights": midnights, "whole": begins == midnights}
 
 
 def recut(sink: Sink, since: Mapping[date, datetime]) -> set[date]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from tests.chaos import writers
 from tests.chaos.faults import STEP_SECONDS, Scene, fault
@@ -18,16 +18,18 @@ from worker.calendar import Calendar, own
 from worker.windows import to_micros
 
 DIFFERING = "days that calendars cut differently"
-ZONE = "America/Vancouver"
-"""On standard time all the year since November 2026, which much zone data does not know."""
+ZONES = ("America/St_Johns", "America/Vancouver")
+"""Where clocks went back over midnight, and where much zone data does not know what they show since November 2026."""
 
 CHANGE = datetime(2026, 11, 1, 9, tzinfo=UTC)
 CAMPAIGN = 4
 
 
 def zone_of(seed: int, number: int, names: set[str], *, always: bool) -> str:
-    """The reporting time zone of a chapter with these faults: half of those with rows for it are in `ZONE`."""
-    return ZONE if DIFFERING in names and (always or random.Random(f"{seed}/{number}").random() < 0.5) else "UTC"
+    """The reporting time zone of a chapter with these faults: two of three with rows for it are in one of `ZONES`."""
+    if DIFFERING not in names:
+        return "UTC"
+    return ZONES[0] if always else random.Random(f"{seed}/{number}").choice(("UTC", *ZONES))
 
 
 @fault(DIFFERING, "data", lambda rng: {"day": rng.randint(2, 27), "count": rng.randint(5, 60)})
@@ -35,11 +37,12 @@ def around_midnight(scene: Scene, day: int, count: int) -> Iterator[None]:
     """Rows in the hour that one calendar gives to a day and the other to the day before it."""
     with scene.stage.postgres() as connection, connection.cursor() as cursor:
         for table in writers.TABLES:
-            cursor.execute(
-                f"INSERT INTO {table} (campaign_id, created_at) "
-                "SELECT %s, %s::timestamptz + n * interval '1 minute' FROM generate_series(0, %s) AS n",
-                (CAMPAIGN, f"2026-11-{day:02}T06:55:00Z", count),
-            )
+            for begin in (f"2026-11-{day:02}T06:55:00Z", "2010-11-07T02:25:00Z"):
+                cursor.execute(
+                    f"INSERT INTO {table} (campaign_id, created_at) "
+                    "SELECT %s, %s::timestamptz + n * interval '1 minute' FROM generate_series(0, %s) AS n",
+                    (CAMPAIGN, begin, count),
+                )
     yield
 
 
@@ -51,7 +54,7 @@ def changed_and_died(scene: Scene, day: int) -> Iterator[None]:
     right = own(stage.settings.reporting_timezone)
     kept = sum(start < to_micros(CHANGE) for start in right.starts)
     shifted = (*right.offsets[:kept], right.offsets[-1] - 3600)
-    moment = f"2026-11-{day:02}T{(24 - right.offsets[-1] // 3600) % 24:02}:30:00Z"
+    moment = right.bounds(date(2026, 11, day)).lo + timedelta(minutes=30)
 
     def announced(found: Calendar) -> None:
         with stage.servers() as servers:

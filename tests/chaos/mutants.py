@@ -121,8 +121,12 @@ def _zombie_swap() -> None:
 
 
 def _servers_calendar() -> None:
-    piece = "toDate32(toInt32(transform(roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), %(begins)s, %(day_numbers)s, 0)))"
-    _reword("metrics", "build", piece, "toDate32(created_at, 'America/Vancouver')")
+    for column in ("created_at", "valid_from"):
+        end = " AS piece" if column == "created_at" else " FROM bids"
+        piece = f"roundDown(toUnixTimestamp64Micro({column}), %(begins)s){end}"
+        _reword("metrics", "build", piece, f"toDate32({column}, 'America/St_Johns'){end}")
+    day = "toDate32(toInt32(transform(counted.piece, %(begins)s, %(day_numbers)s, 0)))"
+    _reword("metrics", "build", day, "counted.piece")
 
 
 def _calendar_unmarked() -> None:

@@ -62,7 +62,8 @@ CREATE TABLE {staging} AS daily_campaign_performance
 -- version counts from the beginning of time; an event of an unknown campaign costs nothing. Events are counted first
 -- and priced then: only on days on which a campaign's bid changes is each moment looked up, on all others one bid holds
 -- throughout, and any of the day's events tells which. Day and hour of a moment are those of the piece of the calendar
--- that begins last before it.
+-- that begins last before it; the piece stands for its day until events are counted, and where clocks do not change, its
+-- hours are those since it began.
 INSERT INTO {staging}
     (date_id, campaign_id, impressions_count, clicks_count, spend_amount, ctr, cpm, cpc, impressions_by_hour,
     clicks_by_hour, pricing_model, updated_at)
@@ -76,20 +77,22 @@ WITH
     counted AS
     (
         SELECT
-            toDate32(toInt32(transform(roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), %(begins)s, %(day_numbers)s, 0))) AS date_id,
+            roundDown(toUnixTimestamp64Micro(created_at), %(begins)s) AS piece,
             campaign_id,
-            if((campaign_id, date_id) IN (SELECT campaign_id, toDate32(toInt32(transform(roundDown(toUnixTimestamp64Micro(valid_from), %(begins)s), %(begins)s, %(day_numbers)s, 0))) FROM bids WHERE valid_from > %(lo)s AND valid_from < %(hi)s), created_at, %(lo)s) AS moment,
+            if((campaign_id, piece) IN (SELECT campaign_id, roundDown(toUnixTimestamp64Micro(valid_from), %(begins)s) FROM bids WHERE valid_from > %(lo)s AND valid_from < %(hi)s), created_at, %(lo)s) AS moment,
             min(created_at) AS priced_at,
-            countResampleIf(0, 24, 1)(intDiv(toUnixTimestamp64Micro(created_at) - transform(roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), %(begins)s, %(midnights)s, toInt64(0)), 3600000000) %% 24 AS hour, event_type = 'impression') AS impressions_of,
+            countResampleIf(0, 24, 1)(if(%(whole)s,
+                intDiv(toUnixTimestamp64Micro(created_at) - roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), 3600000000),
+                intDiv(toUnixTimestamp64Micro(created_at) - transform(roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), %(begins)s, %(midnights)s, toInt64(0)), 3600000000) %% 24) AS hour, event_type = 'impression') AS impressions_of,
             countResampleIf(0, 24, 1)(hour, event_type = 'click') AS clicks_of
         FROM ad_events FINAL
         WHERE {within}
-        GROUP BY date_id, campaign_id, moment
+        GROUP BY piece, campaign_id, moment
     ),
     priced AS
     (
         SELECT
-            counted.date_id AS date_id,
+            toDate32(toInt32(transform(counted.piece, %(begins)s, %(day_numbers)s, 0))) AS date_id,
             counted.campaign_id AS campaign_id,
             sumForEach(impressions_of) AS impressions_by_hour,
             sumForEach(clicks_of) AS clicks_by_hour,
