@@ -21,11 +21,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from worker import money
+from worker import calendars, money
 from worker.config import Settings
 from worker.errors import BadInput
 from worker.sink import Sink
-from worker.windows import ORIGIN, day_bounds, instant
+from worker.windows import ORIGIN, instant
 
 log = structlog.get_logger()
 
@@ -771,20 +771,20 @@ class Detected:
 
 def days_to_judge(sink: Sink, settings: Settings, now: datetime) -> list[date]:
     """The last `ANOMALY_DAYS` whole days in the reporting time zone after the first with metrics, oldest first."""
-    today = instant(now).astimezone(settings.zone).date()
+    today = calendars.in_force(sink, settings).day_of(instant(now))
     first = sink.named("anomalies", "first_day")[0][0]
     days = [today - timedelta(days=back) for back in range(settings.anomaly_days, 0, -1)]
     # Before the first day there is no history, and it is most often not whole itself.
     return [day for day in days if first is not None and day > first]
 
 
-def whole_day(settings: Settings, text: str, now: datetime) -> date:
+def whole_day(sink: Sink, settings: Settings, text: str, now: datetime) -> date:
     """The day named, as 2026-11-10. Raises `BadInput` for what is no day, or has not ended in the reporting time zone."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
         raise BadInput(f"A day is written as 2026-11-10, not {text!r:.40}.") from None
-    if not date(1900, 1, 1) < day < instant(now).astimezone(settings.zone).date():
+    if not date(1900, 1, 1) < day < calendars.in_force(sink, settings).day_of(instant(now)):
         raise BadInput(f"{day} is not over in {settings.reporting_timezone}; only whole days can be judged.")
     return day
 
@@ -817,7 +817,7 @@ class _Campaign:
 
 def _subjects(sink: Sink, settings: Settings, day: date) -> tuple[list[Subject], dict[int, _Campaign]]:
     first = day - timedelta(days=settings.anomaly_history_days)
-    parameters = {"first_day": first, "day": day, "day_end": day_bounds(day, settings.zone).hi}
+    parameters = {"first_day": first, "day": day, "day_end": calendars.in_force(sink, settings).bounds(day).hi}
     campaigns = {
         int(row[0]): _Campaign(row[1], row[2], bool(row[3]), float(row[4]), float(row[5]))
         for row in sink.named("anomalies", "campaigns", parameters)
@@ -884,7 +884,7 @@ def _with_causes(
     complete_through: datetime | None,
 ) -> list[Finding]:
     """The same anomalies with what the pipeline knows of that campaign and day."""
-    bounds = day_bounds(day, settings.zone)
+    bounds = calendars.in_force(sink, settings).bounds(day)
     causes: dict[int, list[str]] = {one.campaign_id: [] for one in found}
     common: list[str] = []
     if complete_through is not None and complete_through < bounds.hi:
@@ -903,7 +903,6 @@ def _with_causes(
     parameters = {
         "ids": tuple(sorted(causes)),
         "day": day,
-        "zone": settings.reporting_timezone,
         "lo": bounds.lo,
         "hi": bounds.hi,
         "before": bounds.lo - timedelta(days=7),

@@ -18,9 +18,9 @@ from celery import Celery, Task, signals
 from kombu import Exchange, Queue
 
 from beat_schedule import PROFILES
-from worker import broker, ending, logs, observe
+from worker import broker, calendars, ending, logs, observe
 from worker.config import Settings, load
-from worker.errors import BadInput, Unreachable
+from worker.errors import BadInput, RetailMediaError, Unreachable
 from worker.ledger import Ledger
 from worker.sink import Sink
 from worker.source import Source
@@ -299,6 +299,17 @@ def _worker_lives(**_: Any) -> None:
     path = app.conf[HEARTBEAT_FILE]
     if path:
         _touch(Path(path))
+
+
+@signals.worker_ready.connect(weak=False)
+def _keep_calendar_current(**_: Any) -> None:
+    # With what it opens closed again before a child is forked anew. What fails here, the next sweep does.
+    settings = load()
+    with Sink(settings) as sink:
+        try:
+            calendars.keep_current(sink, Ledger(sink), settings)
+        except RetailMediaError as error:
+            log.warning("calendar.not_looked_at", cause=str(error))
 
 
 @signals.beat_init.connect(weak=False)

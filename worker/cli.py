@@ -26,6 +26,7 @@ from embedded.process import StackError
 from worker import (
     alerts,
     anomalies,
+    calendars,
     config,
     doctor,
     failing,
@@ -41,6 +42,7 @@ from worker import (
     standing,
     streams,
 )
+from worker.calendar import Calendar
 from worker.config import Settings
 from worker.errors import (
     BadInput,
@@ -55,7 +57,7 @@ from worker.errors import (
 from worker.sink import Sink
 from worker.source import Source
 from worker.watermarks import WatermarkStore
-from worker.windows import Window, day_bounds, parse_instant
+from worker.windows import Window, parse_instant
 
 PROGRAM = "retailmedia"
 INTERRUPTED = 130
@@ -407,7 +409,7 @@ def anomalies_command(day: str | None, campaign: int | None, detect: bool, limit
             now = here.ledger.now()
             days = anomalies.days_to_judge(here.sink, settings, now)
             if day is not None:
-                days = [anomalies.whole_day(settings, day, now)]
+                days = [anomalies.whole_day(here.sink, settings, day, now)]
             complete = standing.complete_through(here.source, here.ledger, streams.EVENT_STREAMS)
             for one in days:
                 anomalies.detect(here.sink, settings, one, complete)
@@ -451,23 +453,25 @@ def reconcile_command(first: str | None, last: str | None, names: tuple[str, ...
     from worker.tasks.reconcile import compare
 
     settings = _settings()
-    within = reconcile.days_within(_day(first, "--from"), _day(last, "--to"), settings.zone)
+    first_day, last_day = _day(first, "--from"), _day(last, "--to")
     chosen = _event_streams(names)
     with _servers(settings) as here:
+        calendar = calendars.in_force(here.sink, settings)
+        within = reconcile.days_within(first_day, last_day, calendar)
         found = [compare(here, stream, within, heal=heal) for stream in chosen]
     if as_json:
         screens.print_json(screens.reconciliation_json(found))
     else:
-        screens.reconciliation(found, settings.zone, limit=settings.reconcile_heal_limit)
+        screens.reconciliation(found, calendar, limit=settings.reconcile_heal_limit)
     if not all(result.agrees for result in found):
         advice = "it was not mended" if heal else f"`{PROGRAM} reconcile --heal` mends it"
         raise QualityFailure(f"ClickHouse does not hold what PostgreSQL holds; {advice}.")
 
 
-def _moment(value: str, option: str, settings: Settings) -> datetime:
+def _moment(value: str, option: str, calendar: Calendar) -> datetime:
     """An instant, or the beginning of a day in the reporting time zone."""
     try:
-        return day_bounds(date.fromisoformat(value), settings.zone).lo
+        return calendar.bounds(date.fromisoformat(value)).lo
     except (ValueError, OverflowError):
         pass
     try:
@@ -491,9 +495,10 @@ def replay_command(first: str, last: str, names: tuple[str, ...], dry_run: bool,
     from worker.tasks.reconcile import replay_window
 
     settings = _settings()
-    window = Window(_moment(first, "--from", settings), _moment(last, "--to", settings))
     chosen = _event_streams(names)
     with _servers(settings) as here:
+        calendar = calendars.in_force(here.sink, settings)
+        window = Window(_moment(first, "--from", calendar), _moment(last, "--to", calendar))
         found = [replay_window(here, stream, window, dry_run=dry_run) for stream in chosen]
     if as_json:
         screens.print_json(screens.replay_json(found))

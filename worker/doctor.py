@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from worker import failing, migrate, money, sessions, sourcetypes, standing
+from worker import calendars, failing, migrate, money, sessions, sourcetypes, standing
 from worker.config import Settings
 from worker.errors import RetailMediaError, SinkFailure, Unreachable
 from worker.ledger import Ledger
@@ -209,7 +209,10 @@ def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Fin
     else:
         yield Finding("ClickHouse", "schema", "ok", f"all {len(standing)} migrations are applied")
         yield from _kept(settings)
-    yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; every statement names the one it means")
+        with Sink(settings) as sink:
+            state, in_force, mend = calendars.told(sink, settings)
+        yield Finding("ClickHouse", "calendar", state, f"days are cut by {in_force}", mend)
+    yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; no statement asks it for one")
     yield _skew("ClickHouse", instant(clock), now())
 
 

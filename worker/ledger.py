@@ -19,6 +19,7 @@ from worker.streams import Stream
 from worker.windows import MICROSECOND, ORIGIN, Window, contiguous_end, instant, to_micros
 
 if TYPE_CHECKING:
+    from worker.calendar import Calendar
     from worker.sink import Sink
     from worker.source import Snapshot
 
@@ -326,9 +327,17 @@ class Ledger:
             parameters = {"days": some, "again": [day for day in some if day in others]}
             self._sink.command("marking days", named("events", "mark_days"), parameters)
 
-    def mark_all_days(self, zone: str) -> None:
-        """Says so of every day, cut in `zone`, that has events or metrics. Reads one column of all events."""
-        self._sink.command("marking all days", named("events", "mark_all_days"), {"zone": zone})
+    def days_held(self, *cut_by: Calendar) -> set[date]:
+        """Days that have metrics, and days that have events by any of these calendars. Reads one column of all events."""
+        days = {day for (day,) in self._sink.named("calendar", "days_said")}
+        for first, last in self._sink.named("calendar", "hours_held"):
+            for each in cut_by:
+                days |= {each.day_of_micros(first), each.day_of_micros(last)}
+        return days
+
+    def mark_all_days(self, cut_by: Calendar) -> None:
+        """Says so of every day that has events or metrics."""
+        self.mark_days(self.days_held(cut_by))
 
     # Reconciliations
 

@@ -9,12 +9,14 @@ from datetime import date, datetime, timedelta
 
 import structlog
 
+from worker import calendars
+from worker.calendar import Calendar
 from worker.config import Settings
 from worker.errors import SinkFailure, TransientSink
 from worker.failing import failing_days, note_built_days, note_failed_day
 from worker.sink import Sink, quoted, rendered
 from worker.sql import chunks, named
-from worker.windows import MICROSECOND, ORIGIN, day_bounds, instant
+from worker.windows import MICROSECOND, ORIGIN, instant
 
 log = structlog.get_logger()
 
@@ -61,8 +63,9 @@ def marks_since(sink: Sink, since: datetime) -> tuple[int, datetime]:
 
 def outdated_days(sink: Sink, settings: Settings) -> list[date]:
     """Days nobody marked that another pricing model or a campaign version that came later made wrong."""
-    parameters = {"pricing_model": settings.pricing_model, "zone": settings.reporting_timezone}
-    return sorted((day for (day,) in sink.named("metrics", "outdated_days", parameters)), reverse=True)
+    calendar = calendars.in_force(sink, settings)
+    found = sink.named("metrics", "outdated_days", {"pricing_model": settings.pricing_model})
+    return sorted({day for day, since in found if calendar.bounds(day).hi > instant(since)}, reverse=True)
 
 
 def rebuild(sink: Sink, settings: Settings, days: Sequence[date]) -> Rebuilt:
@@ -132,11 +135,11 @@ def runs(days: Sequence[date]) -> list[tuple[date, date]]:
     return result
 
 
-def within(settings: Settings, days: Sequence[date]) -> str:
-    """The condition that holds for events of these sorted days, cut in the reporting time zone."""
+def within(calendar: Calendar, days: Sequence[date]) -> str:
+    """The condition that holds for events of these sorted days."""
     parts = []
     for first, last in runs(days):
-        lo, hi = day_bounds(first, settings.zone).lo, day_bounds(last, settings.zone).hi
+        lo, hi = calendar.bounds(first).lo, calendar.bounds(last).hi
         bounds = {"lo": lo, "hi": hi, "first_utc_day": lo.date(), "last_utc_day": (hi - MICROSECOND).date()}
         parts.append(rendered(named("metrics", "within"), bounds))
     return f"({' OR '.join(parts)})"
@@ -145,13 +148,15 @@ def within(settings: Settings, days: Sequence[date]) -> str:
 def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
     # Before anything is read: what arrives from here on is not promised to be in these metrics.
     holds = instant(sink.named("metrics", "now")[0][0])
-    lo, hi = day_bounds(days[0], settings.zone).lo, day_bounds(days[-1], settings.zone).hi
+    # After that: days that a calendar adopted later cuts otherwise are marked after `holds`, and built again.
+    calendar = calendars.in_force(sink, settings)
+    lo, hi = calendar.bounds(days[0]).lo, calendar.bounds(days[-1]).hi
     with sink.staging(STAGING, named("metrics", "create_staging")) as staging:
         sink.command(
             "building metrics",
-            named("metrics", "build").format(staging=quoted(staging), within=within(settings, days)),
+            named("metrics", "build").format(staging=quoted(staging), within=within(calendar, days)),
             {
-                "zone": settings.reporting_timezone,
+                **calendars.cut(calendar, days),
                 "lo": lo,
                 "hi": hi,
                 "pricing_model": settings.pricing_model,
@@ -162,7 +167,7 @@ def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
             # Run twice into one staging table, it would hold the days twice.
             retry=False,
         )
-        _record(sink, settings, staging, days, holds)
+        _record(sink, settings, calendar, staging, days, holds)
         rows = _publish(sink, staging, days)
     empty = [day for day in days if day not in rows]
     if empty:
@@ -173,7 +178,9 @@ def _rebuild_batch(sink: Sink, settings: Settings, days: list[date]) -> Rebuilt:
     return Rebuilt(len(days), len(empty), sum(rows.values()))
 
 
-def _record(sink: Sink, settings: Settings, staging: str, days: Sequence[date], holds: datetime) -> None:
+def _record(
+    sink: Sink, settings: Settings, calendar: Calendar, staging: str, days: Sequence[date], holds: datetime
+) -> None:
     """Writes down what these days will say where it is news, and, for days already final, why it changed."""
     through = final_through(sink)
     final = [day for day in days if through is not None and day <= through]
@@ -184,10 +191,12 @@ def _record(sink: Sink, settings: Settings, staging: str, days: Sequence[date], 
             "days": final,
             "since": [since[day] for day in final],
             "first_since": min(since.values()),
-            "zone": settings.reporting_timezone,
+            **calendars.cut(calendar, final),
         }
-        statement = named("metrics", "causes").format(within=within(settings, final))
-        causes = [(day, str(cause)) for day, cause in sink.query("asking for causes", statement, parameters)]
+        statement = named("metrics", "causes").format(within=within(calendar, final))
+        recut = calendars.recut(sink, since)
+        found = sink.query("asking for causes", statement, parameters)
+        causes = [(day, "time zone" if day in recut else str(cause)) for day, cause in found]
     sink.command(
         "recording what days say",
         named("metrics", "record").format(staging=quoted(staging)),
@@ -216,7 +225,7 @@ def note_finality(sink: Sink, settings: Settings, complete_through: datetime, *,
     """
     at = instant(complete_through) - timedelta(hours=settings.finality_hours)
     # The day that instant lies in has not ended by then; the one before it has, whatever its length.
-    day = at.astimezone(settings.zone).date() - timedelta(days=1)
+    day = calendars.in_force(sink, settings).day_of(at) - timedelta(days=1)
     if before is not None:
         day = min(day, before - timedelta(days=1))
     sink.command("noting final days", named("metrics", "note_final_through"), {"day": day})

@@ -2,7 +2,7 @@
 
 A file that was applied and has changed or vanished since is refused: the schema in front of us would not be the one
 the files describe. Files that name a setting (`{reporting_timezone}`) hold CREATE OR REPLACE and are applied again
-when that setting changes.
+when that setting changes, unless a later file replaces what they make: then only the record is renewed.
 
 With `CLICKHOUSE_CLUSTER` set, the database is made on every server of that cluster with engine Replicated, and tables
 get replicated engines: whatever is created, altered, exchanged or dropped in it on one replica happens on all, so
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Literal
 
 import structlog
 
+from worker import calendars
 from worker.config import Settings
 from worker.errors import SchemaMismatch
 from worker.ledger import Ledger
@@ -33,9 +35,9 @@ MIGRATIONS = CLICKHOUSE / "migrations"
 DISTRIBUTED = ("ad_events", "daily_campaign_performance")
 """Tables that on a cluster can also be read as `…_distributed`."""
 
+_VIEW = re.compile(r"^CREATE OR REPLACE VIEW (?P<view>\w+)", re.MULTILINE)
 _NAME = re.compile(r"^\d{4}_[a-z0-9_]+\.sql$")
 _ALTER = re.compile(r"^ALTER TABLE", re.MULTILINE)
-_VIEW = re.compile(r"^CREATE OR REPLACE VIEW (\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,12 @@ class Migration:
     def rendered(self) -> str:
         """SHA-256 of the statement."""
         return hashlib.sha256(self.statement.encode()).hexdigest()
+
+    @property
+    def view(self) -> str:
+        """The view that the file makes or replaces; empty where it is another statement."""
+        found = _VIEW.search(self.text)
+        return found["view"] if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,35 +170,48 @@ def migrate(sink: Sink, settings: Settings, folder: Path = MIGRATIONS) -> list[s
     history = named("migrate", "create_history")
     sink.command("creating the migration history", replicated(history) if settings.clickhouse_cluster else history)
     due = {entry.name: entry.state for entry in standing if entry.state != "applied"}
-    done = []
-    files = migrations(settings, folder)
-    for migration in files:
-        if migration.name in due:
-            sink.command(f"applying {migration.name}", migration.statement)
-            _renew_views(sink, files, migration)
-            row = (migration.name, migration.checksum, migration.rendered)
-            sink.insert_rows("schema_migrations", ("name", "checksum", "rendered"), [row])
-            log.info("migrate.applied", name=migration.name)
-            done.append(migration.name)
+    known = migrations(settings, folder)
+    pending = [migration for migration in known if due.get(migration.name) == "pending"]
+    outdated = [migration for migration in known if due.get(migration.name) == "outdated"]
+    _apply(sink, pending, known)
+    # Before the files that name the time zone: of whoever dies in between, the next one finds them outdated still.
+    recut = bool(outdated) or settings.reporting_timezone != "UTC"
+    calendars.migrate(sink, Ledger(sink), settings, recut=recut)
+    _apply(sink, outdated, known, _replaced(known))
+    done = sorted(due)
     if settings.clickhouse_cluster:
         for statement in distributed(settings, sink.database):
             sink.command("creating a Distributed table", statement)
-    if "outdated" in due.values():
-        # The reporting time zone changed: other days hold other events.
-        Ledger(sink).mark_all_days(settings.reporting_timezone)
     return done
 
 
-def _renew_views(sink: Sink, found: list[Migration], altered: Migration) -> None:
+def _renew_views(sink: Sink, found: Sequence[Migration], altered: Migration) -> None:
     """After a table was altered: makes the views of earlier files anew, before the change counts as applied.
 
     A view keeps the column types of the day it was made, and casts to them: a finer amount would be cut without a word.
     """
     if not _ALTER.search(altered.statement):
         return
-    earlier = {view[1]: one for one in found if one.name < altered.name and (view := _VIEW.search(one.statement))}
+    earlier = {one.view: one for one in found if one.view and one.name < altered.name}
     for one in earlier.values():
         sink.command(f"making the view of {one.name} anew", one.statement)
+
+
+def _apply(sink: Sink, due: Sequence[Migration], known: Sequence[Migration], replaced: Set[str] = frozenset()) -> None:
+    for migration in due:
+        # Put in place again, an earlier definition of a view would stand until the later one followed.
+        if migration.name not in replaced:
+            sink.command(f"applying {migration.name}", migration.statement)
+            _renew_views(sink, known, migration)
+        row = (migration.name, migration.checksum, migration.rendered)
+        sink.insert_rows("schema_migrations", ("name", "checksum", "rendered"), [row])
+        log.info("migrate.applied", name=migration.name)
+
+
+def _replaced(known: Sequence[Migration]) -> set[str]:
+    """Files whose view a later one replaces."""
+    last = {migration.view: migration.name for migration in known if migration.view}
+    return {migration.name for migration in known if migration.view and last[migration.view] != migration.name}
 
 
 def require_current(sink: Sink, settings: Settings) -> None:

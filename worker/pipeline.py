@@ -21,7 +21,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from worker import setbacks
+from worker import calendars, setbacks
+from worker.calendar import Calendar
 from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
 from worker.errors import RefusedRows, SchemaMismatch, Superseded, VerificationFailed
@@ -31,7 +32,7 @@ from worker.sink import Sink, quoted
 from worker.source import EventColumns, Source
 from worker.sql import chunks, named
 from worker.streams import EVENTS_TABLE, Stream
-from worker.windows import Window, days_of_hours, format_instant, from_micros
+from worker.windows import Window, format_instant, from_micros
 
 log = structlog.get_logger()
 
@@ -74,6 +75,7 @@ class _Reading:
     uuid: UUID
     version: int
     run_id: str
+    calendar: Calendar
     again: str = ""
     noted: set[date] = field(default_factory=set)
 
@@ -185,12 +187,13 @@ def load_window(
     if table != EVENTS_TABLE:
         # Of a refresh that was overtaken hundreds of windows may still wait in line.
         _require_target(sink, stream, window, table, uuid)
+    calendar = calendars.in_force(sink, settings)
     with setbacks.reading(source, ledger, settings, [stream], [uuid]) as read:
         snapshot = read.snapshot
         commits, begun = ledger.committed(stream, uuid, window, read.generation)
         if not again and _covered(window, commits):
             return Loaded(0, 0, 0, 0, already=True)
-        reading = _Reading(settings, stream, window, table, uuid, read.version, run_id, again)
+        reading = _Reading(settings, stream, window, table, uuid, read.version, run_id, calendar, again)
         try:
             tally = _load_chunks(sink, reading, source.read_events(stream, window, settings.chunk_rows), on_rows)
         except SchemaMismatch:
@@ -200,7 +203,8 @@ def load_window(
     # two, and the rows would be gone with the table that was replaced. One after this line does no harm.
     _require_target(sink, stream, window, table, uuid)
     _verify(sink, reading, tally)
-    days = days_of_hours(tally.hours, settings.zone) | tally.left
+    # Asked now that the rows are in: who adopts another calendar after this looks at them too.
+    days = calendars.in_force(sink, settings).days_of_hours(tally.hours) | tally.left
     # No metrics are made of a shadow: whoever swaps it in marks all days after that.
     if table == EVENTS_TABLE:
         marked: set[date] = set()
@@ -277,12 +281,13 @@ def _load_chunks(
 
 def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int) -> _Tally:
     """Sets aside rows that cannot be loaded, notes the days about to be left, and inserts the rest in one block."""
-    stream, zone = reading.stream, reading.settings.zone
+    stream = reading.stream
     token = dedup_token(reading.uuid, stream, reading.window, reading.version, number)
     if reading.again:
         # Of a source at rest every reading has the same version, and the token of the first would swallow this one.
         token = f"{token}/{reading.again}"
-    left = days_of_hours(_hours_present(sink, stream, chunk, reading.table), zone)
+    present = _hours_present(sink, stream, chunk, reading.table)
+    left = reading.calendar.days_of_hours(present)
     if left - reading.noted:
         Ledger(sink).note_superseding(stream, reading.uuid, reading.window, left, token)
         reading.noted.update(left)
@@ -306,11 +311,11 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
         loaded = chunk.take(kept)
     if flagged:
         _flag(sink, reading, chunk, flagged, refused, token)
-    tally = _Tally(len(chunk), len(loaded), len(refused), sent, left=left)
+    tally = _Tally(len(chunk), len(loaded), len(refused), sent, hours=present, left=left)
     if len(loaded):
         tally.first, tally.last = int(loaded.event_id.min()), int(loaded.event_id.max())
         tally.content = content_hash(loaded)
-        tally.hours = hours_of(loaded.created_at)
+        tally.hours |= hours_of(loaded.created_at)
     return tally
 
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import structlog
 
-from worker import setbacks
+from worker import calendars, setbacks
+from worker.calendar import Calendar
 from worker.columns import EARLIEST, LATEST, Column
 from worker.config import Settings
 from worker.errors import BadInput
@@ -30,7 +30,7 @@ from worker.sink import Sink, quoted
 from worker.source import Source
 from worker.sql import chunks, named
 from worker.streams import EVENTS_TABLE, Stream
-from worker.windows import ORIGIN, Window, day_bounds, format_instant, from_micros
+from worker.windows import ORIGIN, Window, format_instant, from_micros
 
 log = structlog.get_logger()
 
@@ -88,10 +88,10 @@ class Defect:
     version: int
     mended: bool = False
 
-    def days(self, zone: ZoneInfo) -> set[date]:
+    def days(self, calendar: Calendar) -> set[date]:
         """Reporting days the event happened on, by either side."""
         times = [event.created_at for event in (self.source, self.target) if event is not None]
-        return {from_micros(time).astimezone(zone).date() for time in times if time is not None}
+        return {calendar.day_of_micros(time) for time in times if time is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +155,17 @@ class _Comparison:
         return self.sink.query(doing, statement, {**self.parameters, **more}, settings=LARGE)
 
 
-def days_within(first: date | None, last: date | None, zone: ZoneInfo) -> Window:
+def days_within(first: date | None, last: date | None, calendar: Calendar) -> Window:
     """The instants of these reporting days, both inclusive; unbounded on the side that is None. Raises `BadInput`."""
     if first is not None and last is not None and last < first:
         raise BadInput(f"The last day, {last}, lies before the first, {first}.")
     try:
-        lo = EVER.lo if first is None else max(EVER.lo, day_bounds(first, zone).lo)
-        hi = EVER.hi if last is None else min(EVER.hi, day_bounds(last, zone).hi)
+        lo = EVER.lo if first is None else max(EVER.lo, calendar.bounds(first).lo)
+        hi = EVER.hi if last is None else min(EVER.hi, calendar.bounds(last).hi)
     except (OverflowError, ValueError):
         raise BadInput("Days lie between 1900-01-02 and 2299-12-29.") from None
+    if lo == hi and first is not None and first == last:
+        raise BadInput(f"There is no {first} in {calendar.zone}: its clocks left that day out.")
     if lo >= hi:
         raise BadInput("Days lie between 1900-01-02 and 2299-12-29.")
     return Window(lo, hi)
@@ -217,7 +219,7 @@ def reconcile(
     horizon = watermark(ledger, stream)
     if horizon <= ORIGIN:
         return Result(stream, None, (), ())
-    zone = settings.zone
+    calendar = calendars.in_force(sink, settings)
     held = held_ids(sink, stream)
     compared = _Comparison(
         source,
@@ -231,30 +233,32 @@ def reconcile(
         ours = compared.ours("quarters", "adding up events")
         theirs = compared.theirs("quarters", "adding up events")
         places = differing(ours, theirs)
+        summed = _summed(compared, calendar, ours, theirs)
         suspects, complete = _suspects(compared, places) if places else ([], True)
     suspects += _repeated(sink, stream, within, limit)
     defects = _judged(source, sink, ledger, settings, stream, sorted(set(suspects)), horizon, set(held))
-    asked = {quarter_start(place).astimezone(zone).date() for place in places}
+    asked = {day for place in places for day in _days_of_quarter(calendar, place)}
     defects = [defect for defect in defects if _inside(defect, within)]
     too_many = len(defects) > limit or not complete
     rebuild: set[date] = set()
-    results = _day_results(ours, theirs, defects, zone, complete=complete, doubtful=asked)
+    results = _day_results(*summed, defects, calendar, complete=complete, doubtful=asked)
     if heal and defects and not too_many:
-        rebuild = {day for defect in defects for day in defect.days(zone)}
-        _save(ledger, stream, run_id, horizon, results, defects, zone, state="mending")
+        rebuild = {day for defect in defects for day in defect.days(calendar)}
+        _save(ledger, stream, run_id, horizon, results, defects, calendar, state="mending")
         defects = _mended(source, sink, ledger, settings, stream, defects, horizon, set(held), rebuild)
-        results = _day_results(ours, theirs, defects, zone, complete=complete, doubtful=asked)
+        results = _day_results(*summed, defects, calendar, complete=complete, doubtful=asked)
     result = Result(stream, horizon, tuple(results), tuple(defects), complete, heal and too_many, frozenset(rebuild))
     if not rebuild:
-        _save(ledger, stream, run_id, horizon, results, defects, zone)
+        _save(ledger, stream, run_id, horizon, results, defects, calendar)
     log.info("reconciled", stream=stream.name, days=len(results), defects=len(defects), agrees=result.agrees)
     return result
 
 
-def conclude(ledger: Ledger, settings: Settings, run_id: str, result: Result) -> None:
+def conclude(sink: Sink, ledger: Ledger, settings: Settings, run_id: str, result: Result) -> None:
     """Writes down how a comparison that mended something ended; call it once the metrics of its days are rebuilt."""
     if result.rebuild and result.horizon is not None:
-        _save(ledger, result.stream, run_id, result.horizon, result.days, result.defects, settings.zone)
+        calendar = calendars.in_force(sink, settings)
+        _save(ledger, result.stream, run_id, result.horizon, result.days, result.defects, calendar)
 
 
 def unfinished_days(sink: Sink) -> list[date]:
@@ -270,9 +274,10 @@ def finish_unfinished(sink: Sink, days: Sequence[date]) -> None:
 
 def rotation(sink: Sink, settings: Settings, stream: Stream) -> list[date]:
     """The days with events that were not compared for longest, so many as one turn takes."""
-    statement = named("reconcile", "days_held").format(table=quoted(EVENTS_TABLE))
-    parameters = {"zone": settings.reporting_timezone, "event_type": stream.event_type}
-    days = [day for (day,) in sink.query("listing days", statement, parameters)]
+    statement = named("reconcile", "hours_held").format(table=quoted(EVENTS_TABLE))
+    calendar = calendars.in_force(sink, settings)
+    hours = sink.query("listing days", statement, {"event_type": stream.event_type})
+    days = {calendar.day_of_micros(at) for ends in hours for at in ends}
     looked: dict[date, datetime] = dict(sink.named("reconcile", "last_looks", {"stream": stream.name}))
     never = datetime.min.replace(tzinfo=ORIGIN.tzinfo)
     return sorted(days, key=lambda day: (looked.get(day, never), day))[: settings.reconcile_rotation_days]
@@ -479,20 +484,20 @@ def write(sink: Sink, stream: Stream, defects: Sequence[Defect]) -> None:
 
 
 def _day_results(
-    ours: Sequence[Sequence[Any]],
-    theirs: Sequence[Sequence[Any]],
+    ours: dict[date, Sums],
+    theirs: dict[date, Sums],
     defects: Sequence[Defect],
-    zone: ZoneInfo,
+    calendar: Calendar,
     *,
     complete: bool,
     doubtful: set[date],
 ) -> list[DayResult]:
-    left, right = by_day(ours, zone), by_day(theirs, zone)
+    left, right = ours, theirs
     causes: dict[date, Counter[Cause]] = {}
     mended: Counter[date] = Counter()
     open_days: set[date] = set()
     for defect in defects:
-        for day in defect.days(zone):
+        for day in defect.days(calendar):
             causes.setdefault(day, Counter())[defect.cause] += 1
             mended[day] += defect.mended
             if not defect.mended:
@@ -511,11 +516,11 @@ def _day_results(
     return result
 
 
-def by_day(quarters: Iterable[Sequence[Any]], zone: ZoneInfo) -> dict[date, Sums]:
-    """Sums of quarters of an hour, added up by reporting day."""
+def by_day(quarters: Iterable[Sequence[Any]], calendar: Calendar) -> dict[date, Sums]:
+    """Sums of quarters of an hour, added up by reporting day, each to the day in which it begins."""
     result: dict[date, Sums] = {}
     for row in quarters:
-        day = quarter_start(int(row[0])).astimezone(zone).date()
+        day = calendar.day_of(quarter_start(int(row[0])))
         before, these = result.get(day, (0, 0, 0, 0)), sums(row[1:])
         result[day] = (
             before[0] + these[0],
@@ -526,6 +531,29 @@ def by_day(quarters: Iterable[Sequence[Any]], zone: ZoneInfo) -> dict[date, Sums
     return result
 
 
+def _days_of_quarter(calendar: Calendar, place: int) -> set[date]:
+    begin = (place - QUARTERS_TO_1970) * QUARTER_MICROS
+    return {calendar.day_of_micros(begin), calendar.day_of_micros(begin + QUARTER_MICROS - 1)}
+
+
+def _summed(
+    compared: _Comparison, calendar: Calendar, ours: Sequence[Sequence[Any]], theirs: Sequence[Sequence[Any]]
+) -> tuple[dict[date, Sums], dict[date, Sums]]:
+    """Both sides by day. Days that are not made of whole quarters are added up once more, one by one."""
+    found = by_day(ours, calendar), by_day(theirs, calendar)
+    places = {int(row[0]) for row in (*ours, *theirs)}
+    apart = {day for place in places for day in _days_of_quarter(calendar, place) if not calendar.in_quarters(day)}
+    for day in sorted(apart):
+        bounds = calendar.bounds(day)
+        lo, hi = max(bounds.lo, compared.within.lo), min(bounds.hi, compared.within.hi)
+        for side, ask in zip(found, (compared.ours, compared.theirs), strict=True):
+            side.pop(day, None)
+            rows = ask("quarters", "adding up a day", lo=lo, hi=hi) if lo < hi else []
+            if rows:
+                side[day] = sums([sum(int(row[place]) for row in rows) for place in range(1, 5)])
+    return found
+
+
 def _save(
     ledger: Ledger,
     stream: Stream,
@@ -533,14 +561,14 @@ def _save(
     horizon: datetime,
     results: Sequence[DayResult],
     defects: Sequence[Defect],
-    zone: ZoneInfo,
+    calendar: Calendar,
     *,
     state: State | None = None,
 ) -> None:
     """Writes the days down. Those with `state` stand as such only where rows differ."""
     sample: dict[date, list[dict[str, Any]]] = {}
     for defect in defects:
-        for day in defect.days(zone):
+        for day in defect.days(calendar):
             if len(sample.setdefault(day, [])) < SAMPLE_ROWS:
                 sample[day].append(shown(defect))
     columns = (

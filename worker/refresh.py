@@ -20,7 +20,7 @@ from uuid import UUID
 
 import structlog
 
-from worker import setbacks
+from worker import calendars, setbacks
 from worker.config import Settings
 from worker.errors import BadInput, SchemaMismatch, Superseded
 from worker.ledger import Coverage, Ledger, Run
@@ -203,7 +203,7 @@ def _finished(sink: Sink, ledger: Ledger, settings: Settings, run: Run, name: st
     # Under the shadow's name now lies what was live. It goes last: once it is gone the days are known to be marked,
     # and a step that comes again must not mark them again, or they would never be settled.
     if any(shadow.name == name and shadow.uuid != run.target_uuid for shadow in shadows(sink)):
-        ledger.mark_all_days(settings.reporting_timezone)
+        ledger.mark_all_days(calendars.in_force(sink, settings))
         sink.command("dropping the replaced table", f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
         log.info("refresh.swapped", run_id=run.run_id)
     return run

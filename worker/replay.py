@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import structlog
 
-from worker import setbacks
+from worker import calendars, setbacks
 from worker.config import Settings
 from worker.errors import BadInput
 from worker.ledger import Ledger
@@ -151,15 +152,20 @@ def _gone(
 
 
 def _effect(sink: Sink, settings: Settings, stream: Stream, plan: str) -> tuple[DayEffect, ...]:
-    parameters = {
-        "zone": settings.reporting_timezone,
+    calendar = calendars.in_force(sink, settings)
+    hours = sink.query("listing hours", named("replay", "hours_changed").format(plan=quoted(plan)))
+    days = sorted({calendar.day_of_micros(at) for ends in hours for at in ends})
+    if not days:
+        return ()
+    parameters: dict[str, Any] = {
+        **calendars.cut(calendar, days),
         "divisor": 1000 if settings.pricing_model == "cpm" else 1,
     }
     statement = named("replay", "effect").format(plan=quoted(plan))
     billed = BILLED[settings.pricing_model] == stream.event_type
     return tuple(
         DayEffect(day, int(events), spend if billed else Decimal(0))
-        for day, events, spend in sink.query("pricing differences", statement, parameters)
+        for day, events, spend in sink.query("pricing differences", statement, parameters, settings=LARGE)
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Literal, NewType
 
-from worker import money
+from worker import calendars, money
 from worker.config import Settings
 from worker.failing import to_tell, told_day, told_failure
 from worker.sink import Sink
@@ -288,9 +288,10 @@ def _tone(state: str, severity: str) -> Tone:
 
 
 def _checks(page: _Page, sink: Sink, settings: Settings, checks: Sequence[Check], now: datetime) -> None:
-    today = now.astimezone(settings.zone).date()
+    calendar = calendars.in_force(sink, settings)
+    today = calendar.day_of(now)
     days = [today - timedelta(days=ago) for ago in reversed(range(CHECKED_DAYS))]
-    since = {"zone": settings.reporting_timezone, "since": now - timedelta(days=CHECKED_DAYS)}
+    since = {"since": calendar.bounds(days[0]).lo, **calendars.cut(calendar, days)}
     by_check: dict[str, dict[date, tuple[int, str, int]]] = {}
     for name, day, count, state, failing in sink.named("report", "checked_days", since):
         by_check.setdefault(name, {})[day] = (count, state, failing)
@@ -382,7 +383,7 @@ def _raw(head: str, value: object) -> object:
 
 def _campaigns(page: _Page, sink: Sink, settings: Settings, now: datetime) -> None:
     title = "Campaign performance"
-    today = now.astimezone(settings.zone).date()
+    today = calendars.in_force(sink, settings).day_of(now)
     count, last_day = sink.named("report", "last_day", {"today": today})[0]
     if not count:
         page.add("campaigns", title, "", empty("No day has metrics yet."))

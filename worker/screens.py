@@ -35,10 +35,9 @@ from worker.errors import BadInput
 from worker.windows import ORIGIN, Window, format_instant
 
 if TYPE_CHECKING:
-    from zoneinfo import ZoneInfo
-
     from worker import doctor, migrate, standing
     from worker.alerts import Incident
+    from worker.calendar import Calendar
     from worker.config import PricingModel
     from worker.demo import Comparison
     from worker.local import FlowerAddress
@@ -1008,7 +1007,7 @@ def _hash(value: int) -> str:
     return f"{value:016x}"
 
 
-def reconciliation(found: Sequence[Result], zone: ZoneInfo, *, limit: int) -> None:
+def reconciliation(found: Sequence[Result], calendar: Calendar, *, limit: int) -> None:
     """Each day that is not equal, some of the rows that differ, and a line for each stream."""
     days = [(result.stream.name, day) for result in found for day in result.days if day.state != "equal"]
     if days:
@@ -1027,7 +1026,7 @@ def reconciliation(found: Sequence[Result], zone: ZoneInfo, *, limit: int) -> No
         for name, defect in defects[:DEFECTS_SHOWN]:
             sides = [event for event in (defect.target, defect.source) if event is not None]
             campaigns = " → ".join(dict.fromkeys(str(event.campaign_id) for event in sides))
-            happened = " → ".join(str(day) for day in sorted(defect.days(zone)))
+            happened = " → ".join(str(day) for day in sorted(defect.days(calendar)))
             state = "mended" if defect.mended else "differs"
             rows.append([name, str(defect.event_id), defect.cause, campaigns, happened, state])
         show(table(columns, rows))

@@ -14,11 +14,11 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import structlog
 
-from worker import setbacks
+from worker import calendars, setbacks
+from worker.calendar import Calendar, own
 from worker.config import Settings
 from worker.errors import RetailMediaError
 from worker.ledger import Ledger
@@ -26,7 +26,7 @@ from worker.sink import Sink, quoted
 from worker.source import Snapshot, Source
 from worker.sql import named
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
-from worker.windows import day_bounds, from_micros, instant
+from worker.windows import instant
 
 log = structlog.get_logger()
 
@@ -155,45 +155,59 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def by_day(quarters: Iterable[Sequence[Any]], zone: ZoneInfo) -> dict[date, Content]:
-    """Sums of quarters of an hour (place, rows, sums of ids, of campaigns, of mixed numbers, first and last id) by day."""
+def by_day(quarters: Iterable[Sequence[Any]], calendar: Calendar) -> dict[date, Content]:
+    """Sums of quarters of an hour (place, rows, sums of ids, of campaigns, of mixed numbers, first and last id) by day,
+    each to the day in which it begins.
+    """
     result: dict[date, Content] = {}
     for place, rows, _, _, mixed, first, last in quarters:
-        day = from_micros((int(place) - QUARTERS_TO_1970) * QUARTER_MICROS).astimezone(zone).date()
+        day = calendar.day_of_micros((int(place) - QUARTERS_TO_1970) * QUARTER_MICROS)
         result[day] = result.get(day, Content()).joined(int(rows), int(first), int(last), int(mixed) % MODULUS)
     return result
 
 
 def _look(
-    source: Source, sink: Sink, ledger: Ledger, settings: Settings, days: Sequence[date], zone: ZoneInfo
+    source: Source, sink: Sink, ledger: Ledger, settings: Settings, days: Sequence[date], calendar: Calendar
 ) -> _Look:
     """Both sides' events of these days, each stream's below its watermark."""
     targets = ledger.live(EVENT_STREAMS)
     coverage = ledger.coverage(EVENT_STREAMS, targets)
     watermarks = {stream.name: coverage[stream.name].watermark for stream in EVENT_STREAMS}
-    bounds = {"lo": day_bounds(min(days), zone).lo, "hi": day_bounds(max(days), zone).hi}
+    # A day that is not made of whole quarters of an hour is looked at by itself.
+    together = [day for day in days if calendar.in_quarters(day)]
+    looks = [(together, calendar.bounds(min(together)).lo, calendar.bounds(max(together)).hi)] if together else []
+    looks += [([day], *calendar.bounds(day)) for day in days if not calendar.in_quarters(day)]
     ours: dict[tuple[date, str], Content] = {}
     theirs: dict[tuple[date, str], Content] = {}
+    mixed = named("reconcile", "source_mixed")
+    statement = named("reconcile", "target_quarters").format(
+        table=quoted(EVENTS_TABLE), mixed=named("reconcile", "target_mixed")
+    )
+    doing = "adding up a day"
     with setbacks.reading(source, ledger, settings, EVENT_STREAMS, targets.values()) as read:
         snapshot, number = read.snapshot, read.version
         for stream in EVENT_STREAMS:
-            parameters = {
-                **bounds,
-                "horizon": watermarks[stream.name],
-                "event_type": stream.event_type,
-                "held": _held(sink, stream),
-            }
-            mixed = named("reconcile", "source_mixed")
-            rows = source.in_snapshot(
-                "adding up a day", "reconcile", "source_quarters", stream, parameters, mixed=mixed
-            )
-            ours.update({(day, stream.name): content for day, content in by_day(rows, zone).items()})
-            statement = named("reconcile", "target_quarters").format(
-                table=quoted(EVENTS_TABLE), mixed=named("reconcile", "target_mixed")
-            )
-            rows = sink.query("adding up a day", statement, parameters)
-            theirs.update({(day, stream.name): content for day, content in by_day(rows, zone).items()})
+            known = {"horizon": watermarks[stream.name], "event_type": stream.event_type, "held": _held(sink, stream)}
+            for some, lo, hi in looks:
+                parameters = {**known, "lo": lo, "hi": hi}
+                rows = source.in_snapshot(doing, "reconcile", "source_quarters", stream, parameters, mixed=mixed)
+                ours.update(_contents(rows, stream, some, calendar))
+                rows = sink.query(doing, statement, parameters)
+                theirs.update(_contents(rows, stream, some, calendar))
     return _Look(snapshot, number, min(watermarks.values()), ours, theirs)
+
+
+def _contents(
+    quarters: Sequence[Sequence[Any]], stream: Stream, days: Sequence[date], calendar: Calendar
+) -> dict[tuple[date, str], Content]:
+    """What was found of these days; of one that was looked at by itself, all of it."""
+    if calendar.in_quarters(days[0]):
+        found = by_day(quarters, calendar)
+        return {(day, stream.name): found[day] for day in days if day in found}
+    content = Content()
+    for _, rows, _, _, mixed, first, last in quarters:
+        content = content.joined(int(rows), int(first), int(last), int(mixed) % MODULUS)
+    return {(days[0], stream.name): content} if quarters else {}
 
 
 def _held(sink: Sink, stream: Stream) -> list[int]:
@@ -239,7 +253,7 @@ def seal(
         return [], []
     # Before anything is read: what changes from here on will be looked at again.
     looked_at = ledger.now()
-    look = _look(source, sink, ledger, settings, days, settings.zone)
+    look = _look(source, sink, ledger, settings, days, calendars.in_force(sink, settings))
     made: list[Seal] = []
     written: list[Seal] = []
     apart: list[date] = []
@@ -307,8 +321,9 @@ def verify(source: Source, sink: Sink, ledger: Ledger, settings: Settings, day: 
             f"{day} has no seal: a day is sealed after it is final, {settings.finality_hours} hours after its end."
         )
     # The events of the day as it was cut then: a setting that changed since is a part of its own.
-    zone = ZoneInfo(found.reporting_timezone)
-    look = _look(source, sink, ledger, settings, [day], zone)
+    same = found.reporting_timezone == settings.reporting_timezone
+    calendar = calendars.in_force(sink, settings) if same else own(found.reporting_timezone)
+    look = _look(source, sink, ledger, settings, [day], calendar)
     parts: list[Part] = []
     for stream in EVENT_STREAMS:
         sealed = found.content(stream.name)

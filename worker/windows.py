@@ -9,10 +9,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from worker.errors import BadInput
 
@@ -162,26 +161,3 @@ class Histogram:
             if edge > (found[-1] if found else within.lo):
                 found.append(edge)
         return found, int(max(0, last - position) * self.rows_between)
-
-
-def day_bounds(day: date, zone: ZoneInfo) -> Window:
-    """The instants of a calendar day in `zone`: 23, 24 or 25 hours, also less usual ones."""
-    lo = datetime(day.year, day.month, day.day, tzinfo=zone)
-    following = day + timedelta(days=1)
-    hi = datetime(following.year, following.month, following.day, tzinfo=zone)
-    return Window(lo.astimezone(UTC), hi.astimezone(UTC))
-
-
-def days_of_hour(hour: int, zone: ZoneInfo) -> set[date]:
-    """The calendar days in `zone` that the UTC hour number `hour` (hours since 1970) touches: one or two."""
-    first = (ORIGIN + timedelta(hours=hour)).astimezone(zone)
-    last = (ORIGIN + timedelta(hours=hour + 1) - MICROSECOND).astimezone(zone)
-    return {first.date(), last.date()}
-
-
-def days_of_hours(hours: Iterable[int], zone: ZoneInfo) -> set[date]:
-    """The calendar days in `zone` that these UTC hours touch."""
-    days: set[date] = set()
-    for hour in hours:
-        days |= days_of_hour(hour, zone)
-    return days

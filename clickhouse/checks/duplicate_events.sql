@@ -5,7 +5,6 @@
 -- Grain: an event
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at
-SET param_zone = 'UTC'; -- time zone in which days are cut
 SELECT
     event_type,
     event_id,
@@ -16,7 +15,8 @@ SELECT
 FROM ad_events
 WHERE NOT _deleted
     AND event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+    AND created_at >= (SELECT min(begins_at) FROM reporting_calendar WHERE date_id >= {first_day:Date32})
+    AND created_at < (SELECT max(ends_at) FROM reporting_calendar WHERE date_id <= {last_day:Date32})
 GROUP BY event_type, event_id, _version
 HAVING uniqExact(campaign_id, created_at, inserted_at) > 1
 ORDER BY event_type, event_id

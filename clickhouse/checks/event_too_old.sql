@@ -5,12 +5,12 @@
 -- Grain: an event
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at
-SET param_zone = 'UTC'; -- time zone in which days are cut
 SET param_earliest = '2000-01-01'; -- the first day an event may have happened on
 SELECT event_type, event_id, campaign_id, created_at, inserted_at
 FROM ad_events FINAL
 WHERE created_at < toDateTime64({earliest:Date32}, 6, 'UTC')
     AND event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+    AND created_at >= (SELECT min(begins_at) FROM reporting_calendar WHERE date_id >= {first_day:Date32})
+    AND created_at < (SELECT max(ends_at) FROM reporting_calendar WHERE date_id <= {last_day:Date32})
 ORDER BY event_type, event_id
 SETTINGS do_not_merge_across_partitions_select_final = 1

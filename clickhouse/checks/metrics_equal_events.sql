@@ -5,16 +5,24 @@
 -- Grain: a campaign and reporting day
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at
-SET param_zone = 'UTC'; -- time zone in which days are cut
 SET param_grace_seconds = '300'; -- how long a rebuild may take to follow what arrives
 WITH
+    days AS
+    (
+        SELECT date_id, begins_at, ends_at, 1 AS one FROM reporting_calendar
+        WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32} AND begins_at < ends_at
+    ),
     rebuilt AS (SELECT date_id, min(updated_at) AS holds FROM daily_campaign_performance GROUP BY date_id),
     arrived AS
     (
-        SELECT toDate32(created_at, {zone:String}) AS date_id, max(loaded_at) AS last_at
-        FROM ad_events
-        WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-            AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+        SELECT days.date_id AS date_id, max(events.loaded_at) AS last_at
+        FROM
+        (
+            SELECT created_at, loaded_at, 1 AS one FROM ad_events
+            WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
+        ) AS events
+        ASOF INNER JOIN days ON days.one = events.one AND events.created_at >= days.begins_at
+        WHERE events.created_at < days.ends_at
         GROUP BY date_id
         UNION ALL
         SELECT date_id, max(marked_at) AS last_at FROM day_marks GROUP BY date_id
@@ -49,10 +57,14 @@ WITH
             sumIf(toDecimal128(bids.bid_amount, 9), events.event_type = 'click') AS bids_of_clicks
         FROM
         (
-            SELECT toDate32(created_at, {zone:String}) AS date_id, campaign_id, event_type, created_at
-            FROM ad_events FINAL
-            WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-                AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+            SELECT days.date_id AS date_id, campaign_id, event_type, created_at
+            FROM
+            (
+                SELECT campaign_id, event_type, created_at, 1 AS one FROM ad_events FINAL
+                WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
+            ) AS dated
+            ASOF INNER JOIN days ON days.one = dated.one AND dated.created_at >= days.begins_at
+            WHERE dated.created_at < days.ends_at
         ) AS events
         ASOF LEFT JOIN bids ON bids.campaign_id = events.campaign_id AND events.created_at >= bids.valid_from
         GROUP BY date_id, campaign_id

@@ -5,7 +5,6 @@
 -- Grain: a campaign id and event type
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at
-SET param_zone = 'UTC'; -- time zone in which days are cut
 SET param_grace_seconds = '300'; -- how long an event may wait for its campaign
 SELECT
     campaign_id,
@@ -20,7 +19,8 @@ WHERE campaign_id != 0
     AND campaign_id NOT IN (SELECT campaign_id FROM campaign_dimension WHERE NOT is_deleted)
     AND loaded_at <= now64(3, 'UTC') - toIntervalSecond({grace_seconds:UInt32})
     AND event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-    AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+    AND created_at >= (SELECT min(begins_at) FROM reporting_calendar WHERE date_id >= {first_day:Date32})
+    AND created_at < (SELECT max(ends_at) FROM reporting_calendar WHERE date_id <= {last_day:Date32})
 GROUP BY campaign_id, event_type
 ORDER BY events DESC, campaign_id, event_type
 SETTINGS do_not_merge_across_partitions_select_final = 1

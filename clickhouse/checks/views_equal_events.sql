@@ -5,19 +5,37 @@
 -- Grain: a view, reporting day, hour (255 for the whole day) and campaign (0 for all)
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at
-SET param_zone = 'UTC'; -- time zone in which days are cut
 SET param_grace_seconds = '300'; -- how long a rebuild may take to follow what arrives
 WITH
+    days AS
+    (
+        SELECT date_id, begins_at, ends_at, toUnixTimestamp64Micro(begins_at) AS begins, toUnixTimestamp64Micro(ends_at) AS ends, 1 AS one
+        FROM reporting_calendar
+        WHERE date_id BETWEEN {first_day:Date32} AND {last_day:Date32} AND begins_at < ends_at
+    ),
+    clocks AS
+    (
+        SELECT change.1 AS start, change.2 AS offset, 1 AS one
+        FROM
+        (
+            SELECT arrayJoin(arrayZip(calendar.1, calendar.2)) AS change
+            FROM (SELECT argMax((starts, offsets), (number, iana_version, fingerprint, state)) AS calendar FROM reporting_calendars)
+        )
+    ),
     rebuilt AS (SELECT date_id, min(updated_at) AS holds FROM daily_campaign_performance GROUP BY date_id),
     unsettled AS
     (
         SELECT arrived.date_id AS date_id
         FROM
         (
-            SELECT toDate32(created_at, {zone:String}) AS date_id, max(loaded_at) AS last_at
-            FROM ad_events
-            WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-                AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+            SELECT days.date_id AS date_id, max(events.loaded_at) AS last_at
+            FROM
+            (
+                SELECT created_at, loaded_at, 1 AS one FROM ad_events
+                WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
+            ) AS events
+            ASOF INNER JOIN days ON days.one = events.one AND events.created_at >= days.begins_at
+            WHERE events.created_at < days.ends_at
             GROUP BY date_id
             UNION ALL
             SELECT date_id, max(marked_at) AS last_at FROM day_marks GROUP BY date_id
@@ -30,14 +48,19 @@ WITH
     told AS
     (
         SELECT
-            toDate32(created_at, {zone:String}) AS date_id,
-            toUInt8(toHour(created_at, {zone:String})) AS hour,
+            days.date_id AS date_id,
+            toUInt8(intDiv(positiveModulo(events.at + 1000000 * clocks.offset, 86400000000), 3600000000)) AS hour,
             campaign_id,
             toInt64(countIf(event_type = 'impression')) AS impressions,
             toInt64(countIf(event_type = 'click')) AS clicks
-        FROM ad_events FINAL
-        WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
-            AND toDate32(created_at, {zone:String}) BETWEEN {first_day:Date32} AND {last_day:Date32}
+        FROM
+        (
+            SELECT event_type, campaign_id, toUnixTimestamp64Micro(created_at) AS at, 1 AS one FROM ad_events FINAL
+            WHERE event_date BETWEEN {first_day:Date32} - 1 AND {last_day:Date32} + 1
+        ) AS events
+        ASOF INNER JOIN days ON days.one = events.one AND events.at >= days.begins
+        ASOF INNER JOIN clocks ON clocks.one = events.one AND events.at >= clocks.start
+        WHERE events.at < days.ends
         GROUP BY date_id, hour, campaign_id
     )
 SELECT

@@ -5,7 +5,6 @@
 -- Grain: a reporting day and event type
 SET param_first_day = '1900-01-02'; -- first reporting day looked at
 SET param_last_day = '2299-12-30'; -- last reporting day looked at
-SET param_zone = 'UTC'; -- time zone in which days are cut
 SET param_complete_through = '2299-12-30 00:00:00'; -- everything written before this is loaded; later days are not judged
 SET param_weeks = '4'; -- weeks looked back
 SET param_min_weeks = '2'; -- so many of those weeks must have events
@@ -26,7 +25,10 @@ WITH
         CROSS JOIN (SELECT DISTINCT event_type FROM days) AS types
         WHERE calendar.date_id BETWEEN {first_day:Date32} AND {last_day:Date32}
             AND calendar.date_id BETWEEN (SELECT min(date_id) FROM days)
-                AND least((SELECT max(date_id) FROM days) + 7, toDate32(least(now64(6, 'UTC'), {complete_through:DateTime64(6, 'UTC')}), {zone:String}) - 1)
+                AND least((SELECT max(date_id) FROM days) + 7, (
+                    SELECT max(date_id) - 1 FROM reporting_calendar
+                    WHERE begins_at <= least(now64(6, 'UTC'), {complete_through:DateTime64(6, 'UTC')})
+                ))
     ),
     expected AS
     (

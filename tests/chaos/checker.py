@@ -18,6 +18,7 @@ import psycopg2
 from clickhouse_driver import Client
 from numpy.typing import NDArray
 
+from tests.agreement import day_of_quarter
 from tests.chaos.stage import Stage, Violation, eventually
 from worker import dimensions, metrics, refresh
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS
@@ -39,14 +40,22 @@ WITH
         SELECT 1 AS impression, 0 AS click, campaign_id, created_at FROM impressions WHERE {LOADABLE}
         UNION ALL SELECT 0, 1, campaign_id, created_at FROM clicks WHERE {LOADABLE}
     ),
+    cut AS (
+        SELECT quarter, day FROM unnest(%(quarters)s::bigint[], %(days)s::text[]) AS cut (quarter, day)
+    ),
     daily AS (
-        SELECT (created_at AT TIME ZONE 'UTC')::date AS day, coalesce(campaign_id, 0) AS campaign_id,
-            sum(impression) AS impressions, sum(click) AS clicks
-        FROM events GROUP BY 1, 2
+        SELECT day, coalesce(campaign_id, 0) AS campaign_id, sum(impression) AS impressions, sum(click) AS clicks
+        FROM events JOIN cut ON quarter = floor(extract(epoch FROM created_at) / 900)::bigint
+        GROUP BY 1, 2
     )
-SELECT day::text, daily.campaign_id, impressions, clicks, (clicks * coalesce(bid, 0))::numeric(38, 9)::text,
+SELECT day, daily.campaign_id, impressions, clicks, (clicks * coalesce(bid, 0))::numeric(38, 9)::text,
     CASE WHEN campaign.id IS NULL AND daily.campaign_id <> 0 THEN clicks ELSE 0 END AS unpriced
 FROM daily LEFT JOIN campaign ON campaign.id = daily.campaign_id AND campaign.id <> 0
+"""
+
+QUARTERS = f"""
+SELECT DISTINCT floor(extract(epoch FROM created_at) / 900)::bigint FROM impressions WHERE {LOADABLE}
+UNION SELECT DISTINCT floor(extract(epoch FROM created_at) / 900)::bigint FROM clicks WHERE {LOADABLE}
 """
 
 Table = NDArray[np.int64]
@@ -153,7 +162,10 @@ def compare_events(stage: Stage, findings: Findings) -> None:
 def compare_performance(stage: Stage, findings: Findings) -> None:
     """For every (day, campaign): equal impressions, clicks, spend, and clicks without a price."""
     with stage.postgres() as connection, connection.cursor() as cursor:
-        cursor.execute(PERFORMANCE)
+        cursor.execute(QUARTERS)
+        quarters = [int(quarter) for (quarter,) in cursor.fetchall()]
+        zone = stage.settings.reporting_timezone
+        cursor.execute(PERFORMANCE, {"quarters": quarters, "days": [day_of_quarter(q, zone) for q in quarters]})
         expected = {(day, int(c)): (int(i), int(k), spend, int(n)) for day, c, i, k, spend, n in cursor.fetchall()}
     with _client(stage) as client:
         rows = client.execute(

@@ -978,7 +978,8 @@ def callback_lost(scene: Scene, day: str) -> Iterator[None]:
         stage.write(
             "INSERT INTO impressions (campaign_id, created_at) "
             "SELECT 3, %s::timestamptz + n * interval '1 minute' FROM generate_series(1, 50) AS n",
-            f"{day}T00:00:00Z",
+            # At noon it is the same day in every zone that stages are in.
+            f"{day}T12:00:00Z",
         )
         with suppress(Violation):
             eventually(
@@ -1150,4 +1151,4 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
 
 
 # At the end: these modules register faults with what stands above.
-from tests.chaos import faults_dimensions, faults_money, faults_source  # noqa: E402, F401
+from tests.chaos import faults_calendar, faults_dimensions, faults_money, faults_source  # noqa: E402, F401

@@ -141,6 +141,19 @@ def _cents() -> None:
     _reword("metrics", "build", "toDecimal128(bids.bid_amount, 6)", "toDecimal128(bids.bid_amount, 2)")
 
 
+def _servers_calendar() -> None:
+    for column in ("created_at", "valid_from"):
+        end = " AS piece" if column == "created_at" else " FROM bids"
+        piece = f"roundDown(toUnixTimestamp64Micro({column}), %(begins)s){end}"
+        _reword("metrics", "build", piece, f"toDate32({column}, 'America/St_Johns'){end}")
+    day = "toDate32(toInt32(transform(counted.piece, %(begins)s, %(day_numbers)s, 0)))"
+    _reword("metrics", "build", day, "counted.piece")
+
+
+def _calendar_unmarked() -> None:
+    patch("worker.calendars:_finished", lambda original: lambda sink, ledger, entries: entries)
+
+
 MUTANTS: dict[str, Mutant] = {
     "max-inserted-at": Mutant("watermark from max(inserted_at)", _newest_row, ("kill child at committed",)),
     "idle-transactions": Mutant("horizon without idle transactions", _idle_transactions, ("transaction held open",)),
@@ -156,6 +169,12 @@ MUTANTS: dict[str, Mutant] = {
         "events before their campaign priced at 0", _unpriced_as_nothing, ("campaign after its events",)
     ),
     "cents": Mutant("money counted in cents", _cents, ("campaign after its events",)),
+    "servers-calendar": Mutant(
+        "days cut by ClickHouse's calendar", _servers_calendar, ("days that calendars cut differently",)
+    ),
+    "calendar-unmarked": Mutant(
+        "a calendar in force whose days nobody marks", _calendar_unmarked, ("calendar changed by who died",)
+    ),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
     "empty-dimension": Mutant("an empty dimension believed", _believed, ("campaign emptied",)),
 }

@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.chaos import checker
 from tests.chaos.faults import FAULTS, PATIENCE, REREAD_SECONDS, Fault, Params, Scene, back_up, canary
+from tests.chaos.faults_calendar import zone_of
 from tests.chaos.stage import Stage, Violation, open_stage
 from tests.chaos.writers import Writers
 
@@ -269,7 +270,9 @@ def run(
         if chapter not in (0, number) or not report.good:
             continue
         opening = time.monotonic()
-        with open_stage(mutant=mutant, keep=keep) as stage:
+        names = {name for step in steps for name, _ in step.faults}
+        zone = zone_of(seed, number, names, always=bool(only))
+        with open_stage(mutant=mutant, keep=keep, reporting_timezone=zone) as stage:
             tell(f"chapter {number}: {stage.home}, open after {time.monotonic() - opening:.1f} s")
             played = Chapter(stage, report, f"{seed}/{number}", rest_every, patience, converged, tell)
             played.play(steps)

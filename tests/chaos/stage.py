@@ -130,6 +130,7 @@ class Stage:
             "CHUNK_ROWS": str(settings.chunk_rows),
             "FRESH_SECONDS": str(settings.fresh_seconds),
             "HORIZON_ALERT_SECONDS": str(settings.horizon_alert_seconds),
+            "REPORTING_TIMEZONE": settings.reporting_timezone,
             "LOG_FORMAT": "json",
         }
 

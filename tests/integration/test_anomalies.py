@@ -18,7 +18,7 @@ from seed.cli import seed_group
 from seed.faults import Fault
 from tests.agreement import assert_agreement, sync
 from tests.integration.test_pipeline import campaigns, write
-from worker import anomalies, metrics, queries
+from worker import anomalies, metrics, migrate, queries
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import BadInput
@@ -323,11 +323,12 @@ def test_a_spent_budget_and_an_ended_flight(servers: Servers, writer: Connection
 
 def test_only_whole_days_are_judged(servers: Servers, writer: Connection) -> None:
     settings = servers.settings.model_copy(update={"reporting_timezone": "Pacific/Auckland"})
+    migrate.migrate(servers.sink, settings)
     now = datetime(2026, 11, 20, 12, tzinfo=UTC)  # the 21st there
-    assert anomalies.whole_day(settings, "2026-11-20", now) == date(2026, 11, 20)
+    assert anomalies.whole_day(servers.sink, settings, "2026-11-20", now) == date(2026, 11, 20)
     for text in ("2026-11-21", "yesterday", "0001-01-01"):
         with pytest.raises(BadInput):
-            anomalies.whole_day(settings, text, now)
+            anomalies.whole_day(servers.sink, settings, text, now)
     assert anomalies.days_to_judge(servers.sink, settings, now) == []
     steady(writer, campaigns(writer), days=2)
     sync(servers)

@@ -17,7 +17,7 @@ from psycopg2.extensions import connection as Connection
 from seed import generate
 from tests.agreement import rebuild, sync
 from tests.integration.test_pipeline import write
-from worker import quality, standing
+from worker import migrate, quality, standing
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import BadInput
@@ -386,7 +386,7 @@ def test_an_event_that_never_reached_the_metrics_is_found_once_it_had_the_time_t
 def test_metrics_of_every_pricing_model_and_zone_pass(clean: Servers, model: str) -> None:
     update = {"pricing_model": model, "reporting_timezone": "Asia/Kolkata"}
     clean.settings = clean.settings.model_copy(update=update)
-    clean.ledger.mark_all_days("Asia/Kolkata")
+    migrate.migrate(clean.sink, clean.settings)
     rebuild(clean)
     found = check(clean, "metrics_equal_events", "views_equal_events")
     assert failed(found) == set()

@@ -214,6 +214,7 @@ def test_another_time_zone_cuts_every_day_anew(servers: Servers, writer: Connect
 
 def test_a_day_is_final_so_many_hours_after_its_end(servers: Servers) -> None:
     berlin = servers.settings.model_copy(update={"reporting_timezone": "Europe/Berlin", "finality_hours": 120})
+    migrate.migrate(servers.sink, berlin)
     end_of_the_25_hour_day = datetime(2026, 10, 25, 23, tzinfo=UTC)
     final_from = end_of_the_25_hour_day + timedelta(hours=120)
     assert metrics.final_through(servers.sink) is None

@@ -66,10 +66,16 @@ def test_a_file_without_a_number_is_refused(servers: Servers, folder: Path, name
 def test_another_time_zone_renews_the_views_that_name_it(servers: Servers) -> None:
     elsewhere = servers.settings.model_copy(update={"reporting_timezone": "Asia/Kathmandu"})
     outdated = [entry.name for entry in migrate.status(servers.sink, elsewhere) if entry.state == "outdated"]
-    assert outdated == ["0004_campaign_dimension.sql", "0019_reporting_day.sql"]
+    assert outdated == [
+        "0004_campaign_dimension.sql", "0019_reporting_day.sql", "0060_reporting_day_of_calendar.sql",
+    ]  # fmt: skip
     assert migrate.migrate(servers.sink, elsewhere) == outdated
-    (shown,) = servers.sink.query("looking", "SHOW CREATE TABLE campaign_dimension")[0]
+    (shown,) = servers.sink.query("looking", "SHOW CREATE TABLE reporting_day")[0]
     assert "Asia/Kathmandu" in shown
+    # An earlier definition is not put in the place of the one that followed it.
+    assert "reporting_calendars" in shown
+    (dimension,) = servers.sink.query("looking", "SHOW CREATE TABLE campaign_dimension")[0]
+    assert "reporting_day" in dimension
 
 
 def test_the_calendar_reaches_five_years_ahead(servers: Servers) -> None:

@@ -17,7 +17,7 @@ from psycopg2.extensions import connection as Connection
 
 import seed.generate
 from tests.agreement import assert_agreement, rebuild, source_performance, sync, target_events, target_performance
-from worker import metrics, pipeline, planner
+from worker import metrics, migrate, pipeline, planner
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import TransientSink, VerificationFailed
@@ -542,6 +542,7 @@ def test_ratios_without_a_denominator_are_null(servers: Servers, writer: Connect
 @pytest.mark.parametrize("zone", ["Europe/Paris", "America/New_York", "Asia/Kathmandu"])
 def test_days_are_cut_in_the_reporting_time_zone(settings: Settings, writer: Connection, zone: str) -> None:
     servers = Servers.open(settings.model_copy(update={"reporting_timezone": zone}))
+    migrate.migrate(servers.sink, servers.settings)
     (campaign, *_) = campaigns(writer)
     for hour in range(0, 72, 3):
         add(writer, "impressions", campaign, 7, at=f"2026-10-{24 + hour // 24}T{hour % 24:02}:29:57Z")

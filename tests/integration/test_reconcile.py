@@ -12,7 +12,7 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from tests.agreement import assert_agreement, rebuild, source_performance, sync, target_events, target_performance
-from worker import metrics, reconcile
+from worker import calendars, metrics, reconcile
 from worker.celery import Servers
 from worker.reconcile import EVER, Defect, Event, Result, days_within
 from worker.streams import EVENT_STREAMS, STREAMS, Stream
@@ -241,7 +241,12 @@ def test_only_the_days_asked_for_are_looked_at(servers: Servers, writer: Connect
         write(writer, "SELECT min(id) FROM impressions WHERE created_at >= %s", day)[0][0] for day in days
     ]  # fmt: skip
     write(writer, "DELETE FROM impressions WHERE id = ANY (%s)", lost)
-    result = compare(servers, IMPRESSIONS, days_within(days[1], days[2], servers.settings.zone), heal=True)
+    result = compare(
+        servers,
+        IMPRESSIONS,
+        days_within(days[1], days[2], calendars.in_force(servers.sink, servers.settings)),
+        heal=True,
+    )
     assert sorted(found(result)) == lost[1:3]
     assert {entry.day for entry in result.days} == set(days[1:3])
     assert sorted(found(look(servers))) == [lost[0], lost[3]]
@@ -462,7 +467,9 @@ def test_days_take_turns(servers: Servers, writer: Connection) -> None:
     days = [date(2026, 11, 15 + n) for n in range(4)]
     assert reconcile.rotation(servers.sink, servers.settings, IMPRESSIONS) == days[:3]
     for day in days[:3]:
-        compare(servers, IMPRESSIONS, days_within(day, day, servers.settings.zone), heal=False)
+        compare(
+            servers, IMPRESSIONS, days_within(day, day, calendars.in_force(servers.sink, servers.settings)), heal=False
+        )
     assert reconcile.rotation(servers.sink, servers.settings, IMPRESSIONS) == [days[3], days[0], days[1]]
 
 

@@ -13,6 +13,7 @@ LAYERS: dict[str, float] = {
     **dict.fromkeys(
         (
             "config",
+            "calendar",
             "windows",
             "columns",
             "streams",
@@ -31,7 +32,7 @@ LAYERS: dict[str, float] = {
     "sourcetypes": 1,
     # Between the servers and what is done with them: whether a reading may be used at all.
     "setbacks": 2.5,
-    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending", "failing"), 2),
+    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "calendars", "broker", "ending", "failing"), 2),
     **dict.fromkeys(
         (
             "pipeline",
@@ -58,6 +59,7 @@ LAYERS: dict[str, float] = {
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
 WITHIN_LEAVES = (
     "errors",
+    "calendar",
     "config",
     "windows",
     "columns",

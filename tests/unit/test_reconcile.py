@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
-from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker import reconcile
+from worker.calendar import own
 from worker.columns import EARLIEST, LATEST
 from worker.errors import BadInput
 from worker.reconcile import Defect, Event, by_day, days_within, differing, quarter_start, verdict
@@ -61,19 +61,19 @@ def test_a_place_begins_at_the_quarter_of_an_hour(micros: int) -> None:
 def test_quarters_add_up_to_reporting_days(zone: str) -> None:
     begin = place_of(datetime(2026, 3, 20, tzinfo=UTC))
     rows = [(begin + number, 1, number, 0, 7, number, number) for number in range(96 * 30)]
-    days = by_day(rows, ZoneInfo(zone))
+    days = by_day(rows, own(zone))
     assert sum(count for count, *_ in days.values()) == 96 * 30
     for day, (count, *_) in list(days.items())[1:-1]:
-        within = days_within(day, day, ZoneInfo(zone))
+        within = days_within(day, day, own(zone))
         assert count * timedelta(minutes=15) == within.hi - within.lo
 
 
 def test_days_that_are_none_are_refused() -> None:
     with pytest.raises(BadInput, match="before the first"):
-        days_within(date(2026, 1, 2), date(2026, 1, 1), ZoneInfo("UTC"))
+        days_within(date(2026, 1, 2), date(2026, 1, 1), own("UTC"))
     for day in (date.min, date.max, date(1899, 1, 1), date(2300, 1, 1)):
         with pytest.raises(BadInput, match="Days lie between"):
-            days_within(day, day, ZoneInfo("Asia/Tokyo"))
+            days_within(day, day, own("Asia/Tokyo"))
 
 
 HERE = Event(5, 1000, BEFORE)

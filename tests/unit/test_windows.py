@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -23,8 +22,6 @@ from worker.windows import (
     Window,
     contiguous_end,
     cut,
-    day_bounds,
-    days_of_hours,
     format_instant,
     from_micros,
     gaps,
@@ -107,35 +104,6 @@ def test_text_that_names_no_instant_is_refused(text: str) -> None:
 def test_a_window_must_not_be_empty() -> None:
     with pytest.raises(BadInput, match="must end after it begins"):
         Window(at(5), at(5))
-
-
-@pytest.mark.parametrize(
-    ("day", "zone", "hours"),
-    [
-        (date(2026, 3, 29), "Europe/Paris", 23),
-        (date(2026, 10, 25), "Europe/Paris", 25),
-        (date(2026, 11, 1), "America/New_York", 25),
-        (date(2026, 6, 1), "UTC", 24),
-        (date(2026, 9, 6), "America/Santiago", 23),  # the clocks change at midnight, so the day begins at one
-    ],
-)
-def test_days_have_as_many_hours_as_the_zone_gives_them(day: date, zone: str, hours: int) -> None:
-    bounds = day_bounds(day, ZoneInfo(zone))
-    assert bounds.hi - bounds.lo == timedelta(hours=hours)
-    assert bounds.lo.astimezone(ZoneInfo(zone)).date() == day
-    assert (bounds.hi - MICROSECOND).astimezone(ZoneInfo(zone)).date() == day
-
-
-@given(
-    st.datetimes(min_value=datetime(1950, 1, 1), max_value=datetime(2100, 1, 1)),  # noqa: DTZ001
-    st.sampled_from(["UTC", "Europe/Paris", "Asia/Kolkata", "Asia/Kathmandu", "America/St_Johns", "Pacific/Apia"]),
-)
-def test_an_event_lies_in_a_day_its_hour_touches(naive: datetime, zone: str) -> None:
-    value = naive.replace(tzinfo=UTC)
-    day = value.astimezone(ZoneInfo(zone)).date()
-    days = days_of_hours([to_micros(value) // 3_600_000_000], ZoneInfo(zone))
-    assert day in days
-    assert len(days) <= 2
 
 
 @given(

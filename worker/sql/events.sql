@@ -70,12 +70,3 @@ WHERE database = %(database)s AND table = %(table)s AND active AND startsWith(pa
 -- The server's clock, after the rows it speaks of were acknowledged.
 INSERT INTO day_marks (date_id, again, marked_at)
 SELECT arrayJoin(%(days)s) AS day, has(%(again)s, day), now64(6, 'UTC')
-
--- name: mark_all_days
-INSERT INTO day_marks (date_id, marked_at)
-SELECT date_id, now64(6, 'UTC') FROM
-(
-    SELECT date_id FROM daily_campaign_performance GROUP BY date_id
-    UNION DISTINCT
-    SELECT toDate32(created_at, %(zone)s) AS date_id FROM ad_events WHERE NOT _deleted GROUP BY date_id
-)

@@ -33,23 +33,26 @@ SELECT count(), now64(6, 'UTC') FROM day_marks WHERE marked_at >= %(since)s
 -- Days not marked and yet wrong: published twice at once by workers of which the later died, priced by another model,
 -- built before a version of one of their campaigns arrived, or built by a version that did not keep the hours, priced
 -- events without a campaign, or said 0 where the campaign was not known.
-SELECT DISTINCT date_id FROM daily_campaign_performance
+-- Each with an instant: it is wrong if it does not end by then. Days of any time zone begin within two days of UTC's.
+SELECT DISTINCT date_id, toDateTime64('1900-01-01 00:00:00', 6, 'UTC') AS since FROM daily_campaign_performance
 WHERE pricing_model != %(pricing_model)s OR empty(impressions_by_hour)
     OR (campaign_id = 0 AND spend_amount != 0)
     OR (campaign_id != 0 AND if(pricing_model = 'cpc', clicks_count, impressions_count) > 0
         AND (unpriced_count > 0) = (campaign_id IN (SELECT campaign_id FROM campaign_history)))
-UNION DISTINCT
-SELECT date_id FROM daily_campaign_performance GROUP BY date_id HAVING min(updated_at) != max(updated_at)
-UNION DISTINCT
-SELECT DISTINCT daily.date_id
+UNION ALL
+SELECT date_id, toDateTime64('1900-01-01 00:00:00', 6, 'UTC') FROM daily_campaign_performance
+GROUP BY date_id HAVING min(updated_at) != max(updated_at)
+UNION ALL
+SELECT daily.date_id, min(history.since)
 FROM daily_campaign_performance AS daily
 INNER JOIN
 (
     SELECT campaign_id, loaded_at,
-        if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDate32('1900-01-01'), toDate32(valid_from, %(zone)s)) AS first_day
+        if(valid_from = min(valid_from) OVER (PARTITION BY campaign_id), toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), valid_from) AS since
     FROM campaign_history
 ) AS history ON history.campaign_id = daily.campaign_id
-WHERE history.loaded_at >= daily.updated_at AND daily.date_id >= history.first_day
+WHERE history.loaded_at >= daily.updated_at AND daily.date_id >= toDate32(history.since, 'UTC') - 2
+GROUP BY daily.date_id
 
 -- name: create_staging
 CREATE TABLE {staging} AS daily_campaign_performance
@@ -60,9 +63,12 @@ CREATE TABLE {staging} AS daily_campaign_performance
 
 -- name: build
 -- One row per campaign and day. Each event is priced at the bid in force when it happened; a campaign's first known
--- version counts from the beginning of time; an event of an unknown campaign has no price and is counted as such. Events are counted first
+-- version counts from the beginning of time; an event of an unknown campaign has no price and is counted as such. Events
+-- are counted first
 -- and priced then: only on days on which a campaign's bid changes is each moment looked up, on all others one bid holds
--- throughout, and any of the day's events tells which.
+-- throughout, and any of the day's events tells which. Day and hour of a moment are those of the piece of the calendar
+-- that begins last before it; the piece stands for its day until events are counted, and where clocks do not change, its
+-- hours are those since it began.
 INSERT INTO {staging}
     (date_id, campaign_id, impressions_count, clicks_count, spend_amount, unpriced_count, ctr, cpm, cpc,
     impressions_by_hour, clicks_by_hour, pricing_model, updated_at)
@@ -78,20 +84,22 @@ WITH
     counted AS
     (
         SELECT
-            toDate32(created_at, %(zone)s) AS date_id,
+            roundDown(toUnixTimestamp64Micro(created_at), %(begins)s) AS piece,
             campaign_id,
-            if((campaign_id, date_id) IN (SELECT campaign_id, toDate32(valid_from, %(zone)s) FROM bids WHERE valid_from > %(lo)s AND valid_from < %(hi)s), created_at, %(lo)s) AS moment,
+            if((campaign_id, piece) IN (SELECT campaign_id, roundDown(toUnixTimestamp64Micro(valid_from), %(begins)s) FROM bids WHERE valid_from > %(lo)s AND valid_from < %(hi)s), created_at, %(lo)s) AS moment,
             min(created_at) AS priced_at,
-            countResampleIf(0, 24, 1)(toHour(created_at, %(zone)s), event_type = 'impression') AS impressions_of,
-            countResampleIf(0, 24, 1)(toHour(created_at, %(zone)s), event_type = 'click') AS clicks_of
+            countResampleIf(0, 24, 1)(if(%(whole)s,
+                intDiv(toUnixTimestamp64Micro(created_at) - roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), 3600000000),
+                intDiv(toUnixTimestamp64Micro(created_at) - transform(roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), %(begins)s, %(midnights)s, toInt64(0)), 3600000000) %% 24) AS hour, event_type = 'impression') AS impressions_of,
+            countResampleIf(0, 24, 1)(hour, event_type = 'click') AS clicks_of
         FROM ad_events FINAL
         WHERE {within}
-        GROUP BY date_id, campaign_id, moment
+        GROUP BY piece, campaign_id, moment
     ),
     priced AS
     (
         SELECT
-            counted.date_id AS date_id,
+            toDate32(toInt32(transform(counted.piece, %(begins)s, %(day_numbers)s, 0))) AS date_id,
             counted.campaign_id AS campaign_id,
             sumForEach(impressions_of) AS impressions_by_hour,
             sumForEach(clicks_of) AS clicks_by_hour,
@@ -309,7 +317,7 @@ WITH
         SELECT came.date_id AS date_id, max(came.at) AS at
         FROM
         (
-            SELECT toDate32(created_at, %(zone)s) AS date_id, inserted_at, loaded_at AS at,
+            SELECT toDate32(toInt32(transform(roundDown(toUnixTimestamp64Micro(created_at), %(begins)s), %(begins)s, %(day_numbers)s, 0))) AS date_id, inserted_at, loaded_at AS at,
                 if(event_type = 'impression', 'impressions', 'clicks') AS stream
             FROM ad_events
             WHERE {within} AND loaded_at >= %(first_since)s

@@ -17,8 +17,8 @@
 * toInt64((bitAnd(id, 2147483647) * toInt64(122949823) + bitAnd(at, 2147483647) * toInt64(160481183)) %% toInt64(2147483587)))
 
 -- name: source_quarters
--- By quarter of an hour, counted from 1900 so that division never rounds up: hours and days of every zone are made of
--- these. `unplanned` keeps the planner from looking through the subquery, where it would expect a group per row and
+-- By quarter of an hour, counted from 1900 so that division never rounds up: hours, and days of
+-- almost every zone, are made of these. `unplanned` keeps the planner from looking through the subquery, where it would expect a group per row and
 -- sort ten million of them instead of adding up in parallel.
 SELECT (at + 2208988800000000) / 900000000 AS place, count(*), sum(id), sum(campaign), sum({mixed}), min(id), max(id)
 FROM
@@ -202,9 +202,14 @@ HAVING argMax(_deleted, _version) = 1
 -- When each day of a stream was last compared.
 SELECT date_id, max(checked_at) FROM reconciliations WHERE stream = %(stream)s GROUP BY date_id
 
--- name: days_held
--- Days that have events.
-SELECT DISTINCT toDate32(created_at, %(zone)s) AS date_id FROM {table} WHERE event_type = %(event_type)s AND NOT _deleted
+-- name: hours_held
+-- The first and the last event of each UTC hour that has any.
+SELECT min(at), max(at)
+FROM
+(
+    SELECT toUnixTimestamp64Micro(created_at) AS at FROM {table} WHERE event_type = %(event_type)s AND NOT _deleted
+)
+GROUP BY intDiv(at + 2208988800000000, 3600000000)
 
 -- name: unfinished
 -- Days whose mending was begun and is not known to have ended.

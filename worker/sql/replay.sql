@@ -98,6 +98,17 @@ WHERE cause = 'suspect' AND event_id IN %(ids)s
 -- name: causes
 SELECT toString(cause), count() FROM {plan} WHERE cause != 'suspect' GROUP BY cause
 
+-- name: hours_changed
+-- The first and the last moment of each UTC hour in which the plan adds or takes events.
+SELECT min(at), max(at)
+FROM
+(
+    SELECT toUnixTimestamp64Micro(created_before) AS at FROM {plan} WHERE before AND cause != 'suspect'
+    UNION ALL
+    SELECT toUnixTimestamp64Micro(created_after) FROM {plan} WHERE after AND cause != 'suspect'
+)
+GROUP BY intDiv(at + 2208988800000000, 3600000000)
+
 -- name: effect
 -- What the plan does to each reporting day, each event at the bid in force when it happened.
 WITH
@@ -115,7 +126,7 @@ WITH
         WHERE campaign_id != 0
     )
 SELECT
-    toDate32(changes.created_at, %(zone)s) AS date_id,
+    toDate32(toInt32(transform(roundDown(toUnixTimestamp64Micro(changes.created_at), %(begins)s), %(begins)s, %(day_numbers)s, 0))) AS date_id,
     sum(changes.sign),
     divideDecimal(sum(toDecimal128(bids.bid_amount, 6) * changes.sign), toDecimal128(%(divisor)s, 0), 9)
 FROM changes

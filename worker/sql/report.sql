@@ -4,7 +4,7 @@
 -- What each check said on each day it ran, at its worst.
 SELECT
     check_name,
-    toDate(checked_at, %(zone)s) AS day,
+    toDate32(toInt32(transform(roundDown(toUnixTimestamp64Micro(checked_at), %(begins)s), %(begins)s, %(day_numbers)s, 0))) AS day,
     count(),
     multiIf(countIf(state = 'failed') > 0, 'failed', countIf(state = 'broken') > 0, 'broken', 'passed'),
     max(failing)

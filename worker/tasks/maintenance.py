@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker import dimensions, metrics, planner, refresh, standing
+from worker import calendars, dimensions, metrics, planner, refresh, standing
 from worker.celery import app, servers
 from worker.failing import failing_days
 from worker.streams import EVENT_STREAMS, STREAMS
@@ -46,6 +46,7 @@ def sweep(**unknown: Any) -> dict[str, Any]:
     here = servers()
     if not here.store.once("sweep", HEAP_SECONDS):
         return {"skipped": "another was just here"}
+    calendars.keep_current(here.sink, here.ledger, here.settings)
     days = rebuild_dirty(here, reprice=True, everything=True).days
     # After the rebuild: what has arrived by now is in the days that become final, and is no restatement of them.
     complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)

@@ -60,7 +60,7 @@ def detect_anomalies(day: str | None = None, **unknown: Any) -> dict[str, Any]:
     arguments.no_others("detect_anomalies", "day", unknown)
     here = servers()
     now = here.ledger.now()
-    days = [anomalies.whole_day(here.settings, day, now)] if day is not None else []
+    days = [anomalies.whole_day(here.sink, here.settings, day, now)] if day is not None else []
     days = days or anomalies.days_to_judge(here.sink, here.settings, now)
     complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)
     done = [anomalies.detect(here.sink, here.settings, one, complete) for one in days]

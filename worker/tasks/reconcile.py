@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from worker import metrics, pipeline, reconcile, replay
+from worker import calendars, metrics, pipeline, reconcile, replay
 from worker.celery import Servers, app, servers
 from worker.errors import BadInput
 from worker.ledger import Ledger
@@ -38,7 +38,7 @@ def compare(here: Servers, stream: Stream, within: Window = reconcile.EVER, *, h
     )
     if result.rebuild:
         metrics.rebuild_all(here.sink, here.settings, sorted(result.rebuild))
-        reconcile.conclude(here.ledger, here.settings, run_id, result)
+        reconcile.conclude(here.sink, here.ledger, here.settings, run_id, result)
     return result
 
 
@@ -120,8 +120,9 @@ def recent(heal: bool = True, **unknown: Any) -> dict[str, Any]:
     mends = arguments.flag("heal", heal)
     here = servers()
     settings = here.settings
-    today = here.ledger.now().astimezone(settings.zone).date()
-    within = reconcile.days_within(today - timedelta(days=settings.reconcile_recent_days - 1), None, settings.zone)
+    calendar = calendars.in_force(here.sink, settings)
+    today = calendar.day_of(here.ledger.now())
+    within = reconcile.days_within(today - timedelta(days=settings.reconcile_recent_days - 1), None, calendar)
     return {stream.name: _leased(here, stream, [within], heal=mends) for stream in EVENT_STREAMS}
 
 
@@ -136,7 +137,8 @@ def rotate(heal: bool = True, **unknown: Any) -> dict[str, Any]:
     found = {}
     for stream in EVENT_STREAMS:
         days = reconcile.rotation(here.sink, here.settings, stream)
-        windows = [reconcile.days_within(first, last, here.settings.zone) for first, last in runs_of_days(days)]
+        calendar = calendars.in_force(here.sink, here.settings)
+        windows = [reconcile.days_within(first, last, calendar) for first, last in runs_of_days(days)]
         found[stream.name] = _leased(here, stream, windows, heal=mends)
     return found
 
@@ -154,7 +156,9 @@ def run(
     mends = arguments.flag("heal", heal)
     chosen = [arguments.event_stream(name) for name in streams or []] or list(EVENT_STREAMS)
     here = servers()
-    within = reconcile.days_within(_day("first", first), _day("last", last), here.settings.zone)
+    within = reconcile.days_within(
+        _day("first", first), _day("last", last), calendars.in_force(here.sink, here.settings)
+    )
     return {stream.name: _leased(here, stream, [within], heal=mends) for stream in chosen}
 
 
