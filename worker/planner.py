@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from worker.config import Settings
-from worker.ledger import CHECKPOINT_AFTER, Coverage, Failure, Ledger
+from worker.ledger import Coverage, Failure, Ledger
 from worker.source import Horizon, Source
 from worker.streams import STREAMS, Stream
 from worker.watermarks import Observation, Watermark, WatermarkStore, parse_watermark
@@ -80,7 +80,7 @@ def publish_watermarks(
                 redis=copy.at.isoformat(),
                 ledger=found.watermark.isoformat(),
             )
-        if found.commits > CHECKPOINT_AFTER and generations and stream.kind == "events":
+        if generations and found.wants_checkpoint:
             ledger.checkpoint(stream, uuid, found.watermark, generations[-1])
         store.publish(stream, Watermark(found.watermark, uuid, number), seen[stream.name])
     return coverage

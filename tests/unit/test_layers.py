@@ -23,6 +23,7 @@ LAYERS: dict[str, int] = {
             "transient",
             "rules",
             "relied",
+            "coverage",
         ),
         1,
     ),
@@ -62,6 +63,7 @@ WITHIN_LEAVES = (
     "transient",
     "rules",
     "relied",
+    "coverage",
 )
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}
