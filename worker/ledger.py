@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from worker.coverage import CHECKPOINT_AFTER as CHECKPOINT_AFTER
-from worker.coverage import CHECKPOINT_AGE, base_of, effective, limit_of
+from worker.coverage import CHECKPOINT_AGE, base_of, limit_of
 from worker.coverage import Commit as Commit
 from worker.coverage import Coverage as Coverage
 from worker.coverage import Generation as Generation
+from worker.coverage import effective as effective
 from worker.sql import chunks, named
 from worker.streams import Stream
 from worker.windows import ORIGIN, Window, instant, to_micros

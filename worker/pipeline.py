@@ -203,12 +203,12 @@ def load_window(
     days = days_of_hours(tally.hours, settings.zone) | tally.left
     # No metrics are made of a shadow: whoever swaps it in marks all days after that.
     if table == EVENTS_TABLE:
-        marked: set[date] = set()
-        if tally.extracted:
-            # Between looking for older versions and inserting newer ones, another worker may have loaded an older
-            # version, and its day have been rebuilt with it. Whoever did so marked that day, and after it was looked for.
-            noted, marked = ledger.superseded_days(stream, uuid, window, begun)
-            days |= noted
+        # Between looking for older versions and inserting newer ones, another worker may have loaded an older version, and
+        # its day have been rebuilt with it. Whoever did so marked that day, and after it was looked for. What an attempt
+        # that died has noted is marked also where nothing is left to be read: its rows may be merged, and have moved on.
+        noted, others = ledger.superseded_days(stream, uuid, window, begun)
+        days |= noted
+        marked = others if tally.extracted else set()
         ledger.mark_days(days, marked)
     ledger.commit(
         stream,

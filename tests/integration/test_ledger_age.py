@@ -13,8 +13,8 @@ from psycopg2.extensions import connection as Connection
 
 from tests.agreement import assert_agreement, sync
 from tests.integration.test_ledger import IMPRESSIONS, at, commit, snapshot
-from tests.integration.test_pipeline import add, campaigns
-from worker import migrate, planner, standing
+from tests.integration.test_pipeline import add, campaigns, write
+from worker import migrate, pipeline, planner, standing
 from worker.celery import Servers
 from worker.config import Settings
 from worker.coverage import CHECKPOINT_AGE, Commit, effective
@@ -95,19 +95,19 @@ def test_reading_the_ledger_costs_what_is_new(servers: Servers, name: str) -> No
     assert checkpoints(servers) == {name: edge[-1]}
 
 
-def test_commits_of_tables_that_are_gone_are_not_read(servers: Servers) -> None:
+def test_commits_of_tables_that_are_gone_are_not_read(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(servers)
     for _ in range(3):
         write_commits(servers, [at(n) for n in range(500)], uuid=uuid4())
     write_commits(servers, [at(0)])
-    asked = servers.sink.query
+    query = servers.sink.query
     parameters: dict[str, Any] = {}
 
     def listening(doing: str, statement: str, given: Any = None, **options: Any) -> Any:
         parameters[doing] = given
-        return asked(doing, statement, given, **options)
+        return query(doing, statement, given, **options)
 
-    servers.sink.query = listening  # type: ignore[method-assign]
+    monkeypatch.setattr(servers.sink, "query", listening)
     assert publish(servers, "impressions") == {"impressions": at(0).hi}
     assert reads(servers, "impressions") == 1
     assert parameters["reading commits"]["uuid_0"] == live(servers)[EVENTS_TABLE]
@@ -403,3 +403,34 @@ def test_what_a_screen_says_is_not_less_for_it(servers: Servers, writer: Connect
     overview = standing.overview(servers.source, servers.sink, servers.ledger, servers.store, [IMPRESSIONS, CAMPAIGNS])
     assert overview.streams[0].rows == 60
     assert servers.ledger.totals(live(servers).values())["impressions"][0] == 60
+
+
+def test_a_window_read_again_that_came_back_empty_marks_the_days_that_a_dead_attempt_left(
+    servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = campaigns(writer)
+    add(writer, "impressions", first, 20, at="2026-11-10T10:00:00Z")
+    sync(servers)
+    lo = publish(servers, "impressions")["impressions"]
+    write(writer, "UPDATE impressions SET created_at = created_at + interval '1 day' WHERE id % 2 = 0")
+    window = Window(lo, servers.source.horizon().at or lo)
+
+    def load() -> pipeline.Loaded:
+        return pipeline.load_window(
+            servers.source, servers.sink, servers.ledger, servers.settings, IMPRESSIONS, window,
+            table=EVENTS_TABLE, uuid=live(servers)[EVENTS_TABLE],
+        )  # fmt: skip
+
+    def dies(*arguments: object) -> None:
+        raise TransientSink("the worker was killed")
+
+    # The rows are inserted; the days they left are noted, and not marked.
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_verify", dies)
+        with pytest.raises(TransientSink):
+            load()
+    servers.sink.command("merging", f"OPTIMIZE TABLE {EVENTS_TABLE} FINAL")
+    write(writer, "UPDATE impressions SET created_at = created_at + interval '1 day' WHERE id % 2 = 0")
+    assert load().extracted == 0
+    sync(servers)
+    assert_agreement(writer, servers)
