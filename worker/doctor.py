@@ -11,8 +11,10 @@ from typing import Literal
 from worker import migrate
 from worker.config import Settings
 from worker.errors import RetailMediaError, Unreachable
+from worker.idshape import CAUSE, SAMPLE, shape_of
 from worker.sink import Sink
 from worker.source import Source, TableFacts
+from worker.streams import EVENT_STREAMS
 from worker.watermarks import WatermarkStore
 from worker.windows import instant
 
@@ -93,6 +95,8 @@ def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Findi
             )
         for table in source.tables():
             yield _table(table, facts["role"])
+            if table.exists and table.readable and table.inserted_at:
+                yield from _ids(source, table.name)
         if not facts["standby"] and facts["reads_all_stats"]:
             horizon = source.horizon()
             if horizon.at is None:
@@ -137,6 +141,21 @@ def _table(table: TableFacts, role: str) -> Finding:
     if lacking:
         return Finding("PostgreSQL", what, "wrong", ", ".join(lacking), "run seed/schema.sql as its owner")
     return Finding("PostgreSQL", what, "ok", "inserted_at, its index and its trigger are in place")
+
+
+def _ids(source: Source, table: str) -> Iterator[Finding]:
+    """How the newest ids of an event table are spread, and whether they can be loaded."""
+    for stream in EVENT_STREAMS:
+        if stream.source_table == table:
+            shape = shape_of(source.newest_ids(stream, SAMPLE))
+            what = f"ids of {table}"
+            if shape is None:
+                yield Finding("PostgreSQL", what, "ok", "there are no rows yet")
+            elif shape.scattered:
+                mend = f"the table {CAUSE}; let its ids come from a sequence"
+                yield Finding("PostgreSQL", what, "wrong", f"scattered: of the newest, {shape.told}", mend)
+            else:
+                yield Finding("PostgreSQL", what, "ok", f"{shape.word}: of the newest, {shape.told}")
 
 
 def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:

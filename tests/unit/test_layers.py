@@ -24,6 +24,7 @@ LAYERS: dict[str, int] = {
             "rules",
             "relied",
             "coverage",
+            "idshape",
         ),
         1,
     ),
@@ -64,6 +65,7 @@ WITHIN_LEAVES = (
     "rules",
     "relied",
     "coverage",
+    "idshape",
 )
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}
