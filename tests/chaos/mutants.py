@@ -1,4 +1,4 @@
-"""Ten ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
+"""Eleven ways to get it wrong, each one line of the design left out. Patched into the processes the harness starts.
 
 A harness that lets one of them pass proves nothing, so each names the schedule that must catch it.
 """
@@ -112,6 +112,11 @@ def _unmerged() -> None:
     _reword("metrics", "build", "FROM ad_events FINAL", "FROM ad_events")
 
 
+def _noted_forgotten() -> None:
+    nothing: tuple[set[Any], set[Any]] = (set(), set())
+    patch("worker.ledger:Ledger.superseded_days", lambda original: lambda *args: nothing)
+
+
 def _zombie_swap() -> None:
     def swap(sink: Any, name: str, uuid: Any) -> None:
         sink.command("swapping", f"EXCHANGE TABLES `{name}` AND ad_events", retry=False)
@@ -130,5 +135,8 @@ MUTANTS: dict[str, Mutant] = {
     "callback-alone": Mutant("finalizer only in the chord callback", _callback_alone, ("chord callback lost",)),
     "over-a-gap": Mutant("watermark advanced over a gap", _over_a_gap, ("window lost with its message",)),
     "unmerged": Mutant("metrics rebuilt from an unmerged table", _unmerged, ("events move",)),
+    "noted-forgotten": Mutant(
+        "days noted by an attempt that died are not marked", _noted_forgotten, ("merges between two readings",)
+    ),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
 }
