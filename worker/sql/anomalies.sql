@@ -99,13 +99,9 @@ LEFT JOIN
     WHERE hi > %(lo)s AND committed_at >= %(lo)s
         AND target_uuid IN (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events')
 ) AS commits ON commits.stream = failed.stream AND commits.target_uuid = failed.target_uuid
-LEFT JOIN
-(
-    SELECT toString(stream) AS stream, target_uuid, max(checkpoint) AS until FROM sync_totals GROUP BY stream, target_uuid
-) AS whole ON whole.stream = failed.stream AND whole.target_uuid = failed.target_uuid
 GROUP BY failed.stream, failed.lo, failed.hi, failed.at
 HAVING countIf(commits.committed_at >= failed.at AND commits.hi > failed.lo
-    AND (commits.kind = 'checkpoint' OR commits.lo < failed.hi)) = 0 AND max(whole.until) < failed.hi
+    AND (commits.kind = 'checkpoint' OR commits.lo < failed.hi)) = 0
 ORDER BY failed.lo
 LIMIT 5
 SETTINGS join_use_nulls = 0
