@@ -16,7 +16,7 @@ RESULTS = Path(__file__).with_name("results.json")
 PATIENCE_SECONDS = 440.0
 """No case is begun later than this after the first, so that everything ends within ten minutes."""
 
-CASES = ("path", "wide", "rebuild", "analytics", "reconcile", "idle", "freshness", "memory", "scaling")
+CASES = ("path", "wide", "rebuild", "analytics", "reconcile", "idle", "ledger", "freshness", "memory", "scaling")
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def options_of(told: argparse.Namespace) -> Options:
 
 def measure(stage: Stage, options: Options, chosen: list[str], tell: Callable[[str], None]) -> Findings:
     """The chosen cases one after the other. What goes wrong in one is a line of it; the others are still measured."""
-    from bench import analytics, datapath, freshness, idle, memory, rebuild, reconcile, scaling, wide
+    from bench import analytics, datapath, freshness, idle, ledger, memory, rebuild, reconcile, scaling, wide
 
     result = Findings()
     if {"path", "idle", "memory"} & set(chosen):
@@ -57,6 +57,7 @@ def measure(stage: Stage, options: Options, chosen: list[str], tell: Callable[[s
         "rebuild": lambda: rebuild.measure(stage, options),
         "analytics": lambda: analytics.measure(stage, options),
         "idle": lambda: idle.measure(stage, options, narrow),
+        "ledger": lambda: ledger.measure(stage, options),
         "freshness": lambda: freshness.measure(stage, options),
         "memory": lambda: memory.measure(stage, options, narrow),
         "scaling": lambda: scaling.measure(stage, options),

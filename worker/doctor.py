@@ -12,11 +12,12 @@ from typing import Literal
 from worker import calendars, failing, migrate, money, sessions, sourcetypes, standing
 from worker.config import Settings
 from worker.errors import RetailMediaError, SinkFailure, Unreachable
+from worker.idshape import CAUSE, SAMPLE, shape_of
 from worker.ledger import Ledger
 from worker.sessions import Seen
 from worker.sink import Sink
 from worker.source import Source, TableFacts
-from worker.streams import DIMENSION_STREAMS, STREAMS
+from worker.streams import DIMENSION_STREAMS, EVENT_STREAMS, STREAMS
 from worker.watermarks import WatermarkStore
 from worker.windows import instant
 
@@ -102,6 +103,8 @@ def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Findi
         seen = {found.name: found for found in source.seen()}
         for table in source.tables():
             yield _table(table, facts["role"], seen[table.name])
+            if table.exists and table.readable and table.inserted_at:
+                yield from _ids(source, table.name)
         yield from _columns(source)
         if not facts["standby"] and facts["reads_all_stats"]:
             horizon = source.horizon()
@@ -171,6 +174,21 @@ def _columns(source: Source) -> Iterator[Finding]:
         if reason is not None:
             told, _, mend = reason.rstrip(".").rpartition("; ")
             yield Finding("PostgreSQL", f"campaign {campaign}", "wrong", told, mend)
+
+
+def _ids(source: Source, table: str) -> Iterator[Finding]:
+    """How the newest ids of an event table are spread, and whether they can be loaded."""
+    for stream in EVENT_STREAMS:
+        if stream.source_table == table:
+            shape = shape_of(source.newest_ids(stream, SAMPLE))
+            what = f"ids of {table}"
+            if shape is None:
+                yield Finding("PostgreSQL", what, "ok", "there are no rows yet")
+            elif shape.scattered:
+                mend = f"the table {CAUSE}; let its ids come from a sequence"
+                yield Finding("PostgreSQL", what, "wrong", f"scattered: of the newest, {shape.told}", mend)
+            else:
+                yield Finding("PostgreSQL", what, "ok", f"{shape.word}: of the newest, {shape.told}")
 
 
 def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:

@@ -78,6 +78,10 @@ class RefusedRows(SinkFailure):
     """ClickHouse refused the values of a block, so at least one of its rows cannot be loaded as it is."""
 
 
+class ScatteredIds(RetailMediaError):
+    """The ids of an event table lie in too many partitions for the rows there are."""
+
+
 class VerificationFailed(RetailMediaError):
     """What ClickHouse holds for a window is not what was read from PostgreSQL."""
 

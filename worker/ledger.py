@@ -13,55 +13,30 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
+from worker.coverage import CHECKPOINT_AFTER as CHECKPOINT_AFTER
+from worker.coverage import CHECKPOINT_AGE, base_of, limit_of
+from worker.coverage import Commit as Commit
+from worker.coverage import Coverage as Coverage
+from worker.coverage import Generation as Generation
+from worker.coverage import effective as effective
 from worker.errors import HorizonUnsafe
 from worker.sql import chunks, named
 from worker.streams import Stream
-from worker.windows import MICROSECOND, ORIGIN, Window, contiguous_end, instant, to_micros
+from worker.windows import MICROSECOND, ORIGIN, Window, instant, to_micros
 
 if TYPE_CHECKING:
     from worker.calendar import Calendar
     from worker.sink import Sink
     from worker.source import Snapshot
 
-CHECKPOINT_AFTER = 256
-"""Commits beyond the last checkpoint after which another is written, so that reading the ledger stays cheap."""
+ENDLESS = 2**63 - 1
+"""The limit, in microseconds, of a generation that no other follows."""
 
 LAST_GENERATION = 255
 
 DAYS_AT_ONCE = 2000
 """Days that one statement marks: ClickHouse takes a quarter of a megabyte of SQL. Rows of one transaction may lie in as
 many days as they like."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A source server and timeline; `rewind_to` is how far commits of earlier generations still count."""
-
-    number: int
-    system_id: int
-    timeline: int
-    rewind_to: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A window loaded, with the generation it was read in."""
-
-    window: Window
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """What a table holds of a stream: the windows that count, and how many commits it took to say so."""
-
-    windows: tuple[Window, ...] = ()
-    commits: int = 0
-
-    @property
-    def watermark(self) -> datetime:
-        """The end of the contiguous run from the origin."""
-        return contiguous_end(self.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +72,6 @@ class Run:
     message: str = ""
     updated_at: datetime = ORIGIN
     age: timedelta = field(default=timedelta(0), compare=False)
-
-
-def effective(commits: Iterable[Commit], generations: Sequence[Generation]) -> list[Window]:
-    """The windows that count: a commit of an earlier generation only up to every later one's `rewind_to`."""
-    result: list[Window] = []
-    for commit in commits:
-        limit = min((g.rewind_to for g in generations if g.number > commit.generation), default=None)
-        window = commit.window
-        if limit is not None and window.hi > limit:
-            if window.lo >= limit:
-                continue
-            window = Window(window.lo, limit)
-        result.append(window)
-    return result
 
 
 class Ledger:
@@ -159,7 +120,8 @@ class Ledger:
 
     def newest_version(self, uuids: Iterable[UUID]) -> int:
         """The newest version that is committed for these tables, 0 without any. Ask before a snapshot is taken."""
-        return int(self._sink.named("ledger", "newest_version", {"uuids": tuple(uuids)})[0][0])
+        chosen = tuple(uuids)
+        return int(self._sink.named("ledger", "newest_version", {"uuids": chosen})[0][0]) if chosen else 0
 
     def setback(self) -> str:
         """The sentence that says why nothing may be loaded from this source any more; empty where it may."""
@@ -186,16 +148,47 @@ class Ledger:
         if not streams:
             return {}
         generations = self.generations() if generations is None else generations
-        current = generations[-1].number if generations else 0
+        bases = self._bases(streams, targets, generations)
+        from_base = named("ledger", "commits_from")
+        ranges = " OR ".join(from_base.format(number=number) for number in range(len(streams)))
+        limits = {one.number: limit_of(one.number, generations) for one in generations} or {0: None}
+        parameters: dict[str, object] = {
+            "settled_seconds": int(CHECKPOINT_AGE.total_seconds()),
+            "generations": list(limits),
+            "limits": [ENDLESS if limit is None else to_micros(limit) for limit in limits.values()],
+        }
+        for number, one in enumerate(streams):
+            some = {"stream": one.name, "uuid": targets[one.target], "base": bases[one.name]}
+            parameters |= {f"{name}_{number}": value for name, value in some.items()}
+        statement = named("ledger", "commits").format(ranges=ranges)
+        found: dict[str, list[Commit]] = {stream.name: [] for stream in streams}
+        settled: set[str] = set()
+        for name, lo, hi, generation, old in self._sink.query("reading commits", statement, parameters):
+            found[name].append(Commit(Window(lo, hi), generation))
+            if old:
+                settled.add(name)
+        result = {}
+        for name, commits in found.items():
+            base = bases[name]
+            proven = [Window(ORIGIN, base)] if base > ORIGIN else []
+            windows = (*proven, *effective(commits, generations))
+            result[name] = Coverage(windows, len(commits), base, name in settled)
+        return result
+
+    def _bases(
+        self, streams: Sequence[Stream], targets: dict[str, UUID], generations: Sequence[Generation]
+    ) -> dict[str, datetime]:
+        """How far each stream's table is whole by its checkpoints alone."""
         parameters = {
             "uuids": tuple(sorted({targets[stream.target] for stream in streams})),
             "streams": tuple(stream.name for stream in streams),
-            "generation": current,
         }
-        found: dict[str, list[Commit]] = {stream.name: [] for stream in streams}
-        for name, lo, hi, generation in self._sink.named("ledger", "commits", parameters):
-            found[name].append(Commit(Window(lo, hi), generation))
-        return {name: Coverage(tuple(effective(commits, generations)), len(commits)) for name, commits in found.items()}
+        known: dict[str, dict[int, datetime]] = {stream.name: {} for stream in streams}
+        uuids = {stream.name: targets[stream.target] for stream in streams}
+        for name, uuid, generation, until in self._sink.named("ledger", "checkpoints", parameters):
+            if uuids[name] == uuid:
+                known[name][generation] = instant(until)
+        return {name: base_of(checkpoints, generations) for name, checkpoints in known.items()}
 
     def committed(self, stream: Stream, uuid: UUID, window: Window, generation: int) -> tuple[list[Window], datetime]:
         """Commits of this generation that touch the window, and when ClickHouse was asked, by its clock."""
@@ -227,44 +220,25 @@ class Ledger:
 
         `extracted` are the rows read; where it is not given, as many as were loaded and quarantined.
         """
-        self._write_commit(
-            "window", stream, uuid, window, run_id, version, rows, quarantined, content_hash,
-            snapshot.system_id, snapshot.timeline, rows + quarantined if extracted is None else extracted,
-        )  # fmt: skip
-
-    def checkpoint(self, stream: Stream, uuid: UUID, watermark: datetime, generation: Generation) -> None:
-        """Lets one row stand for all commits before the watermark."""
-        if watermark > ORIGIN:
-            self._write_commit(
-                "checkpoint", stream, uuid, Window(ORIGIN, watermark), "", generation.number << 56, 0, 0, 0,
-                generation.system_id, generation.timeline,
-            )  # fmt: skip
-
-    def _write_commit(
-        self,
-        kind: str,
-        stream: Stream,
-        uuid: UUID,
-        window: Window,
-        run_id: str,
-        version: int,
-        rows: int,
-        quarantined: int,
-        content_hash: int,
-        system_id: int,
-        timeline: int,
-        extracted: int = 0,
-    ) -> None:
         columns = (
             "stream", "target_uuid", "lo", "hi", "kind", "run_id", "version", "rows", "quarantined", "content_hash",
             "system_id", "timeline", "extracted",
         )  # fmt: skip
         row = (
-            stream.name, uuid, window.lo, window.hi, kind, run_id, version, rows, quarantined, content_hash,
-            system_id, timeline, extracted,
+            stream.name, uuid, window.lo, window.hi, "window", run_id, version, rows, quarantined, content_hash,
+            snapshot.system_id, snapshot.timeline, rows + quarantined if extracted is None else extracted,
         )  # fmt: skip
-        token = f"{kind}/{uuid}/{stream.name}/{window}/{version}/{run_id}"
+        token = f"window/{uuid}/{stream.name}/{window}/{version}/{run_id}"
         self._sink.insert_rows("sync_commits", columns, [row], token=token)
+
+    def checkpoint(self, stream: Stream, uuid: UUID, watermark: datetime, generation: Generation) -> None:
+        """Lets one row stand for all commits before the watermark, as of that generation. The furthest one counts."""
+        if watermark > ORIGIN:
+            columns = ("stream", "target_uuid", "generation", "checkpoint")
+            token = f"checkpoint/{uuid}/{stream.name}/{generation.number}/{to_micros(watermark)}"
+            self._sink.insert_rows(
+                "sync_totals", columns, [(stream.name, uuid, generation.number, watermark)], token=token
+            )
 
     # Attempts
 
@@ -399,11 +373,6 @@ class Ledger:
                 )
             )
         return result
-
-    def run_progress(self, run_id: str) -> dict[str, tuple[int, int]]:
-        """Windows and rows committed by a run, by stream."""
-        rows = self._sink.named("ledger", "run_progress", {"run_id": run_id})
-        return {name: (windows, count) for name, windows, count in rows}
 
     def totals(self, uuids: Iterable[UUID]) -> dict[str, tuple[int, int, datetime]]:
         """Rows loaded, rows quarantined and time of the last commit, by stream, for these tables."""

@@ -2,7 +2,9 @@
 
 A file that was applied and has changed or vanished since is refused: the schema in front of us would not be the one
 the files describe. Files that name a setting (`{reporting_timezone}`) hold CREATE OR REPLACE and are applied again
-when that setting changes, unless a later file replaces what they make: then only the record is renewed.
+when that setting changes, unless a later file replaces what they make: then only the record is renewed. A runner may die
+between a statement and the note that it was applied, and then the statement runs again: one that must not says so in a
+line `-- unless: SELECT …`, and is passed over where that answers other than 0.
 
 With `CLICKHOUSE_CLUSTER` set, the database is made on every server of that cluster with engine Replicated, and tables
 get replicated engines: whatever is created, altered, exchanged or dropped in it on one replica happens on all, so
@@ -38,6 +40,7 @@ DISTRIBUTED = ("ad_events", "daily_campaign_performance")
 _VIEW = re.compile(r"^CREATE OR REPLACE VIEW (?P<view>\w+)", re.MULTILINE)
 _NAME = re.compile(r"^\d{4}_[a-z0-9_]+\.sql$")
 _ALTER = re.compile(r"^ALTER TABLE", re.MULTILINE)
+_UNLESS = re.compile(r"^-- unless: (?P<query>SELECT .+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,12 @@ class Migration:
     def checksum(self) -> str:
         """SHA-256 of the file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def unless(self) -> str:
+        """The question whose answer says whether the statement has been run already; empty where it may run twice."""
+        found = _UNLESS.search(self.text)
+        return found["query"] if found else ""
 
     @property
     def rendered(self) -> str:
@@ -201,7 +210,10 @@ def _apply(sink: Sink, due: Sequence[Migration], known: Sequence[Migration], rep
     for migration in due:
         # Put in place again, an earlier definition of a view would stand until the later one followed.
         if migration.name not in replaced:
-            sink.command(f"applying {migration.name}", migration.statement)
+            doing = f"applying {migration.name}"
+            if not migration.unless or not sink.query(doing, migration.unless)[0][0]:
+                # With an unknown outcome it is asked again whether it was run.
+                sink.command(doing, migration.statement, retry=not migration.unless)
             _renew_views(sink, known, migration)
         row = (migration.name, migration.checksum, migration.rendered)
         sink.insert_rows("schema_migrations", ("name", "checksum", "rendered"), [row])

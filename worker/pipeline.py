@@ -25,7 +25,8 @@ from worker import calendars, setbacks
 from worker.calendar import Calendar
 from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
-from worker.errors import RefusedRows, SchemaMismatch, Superseded, VerificationFailed
+from worker.errors import RefusedRows, ScatteredIds, SchemaMismatch, Superseded, VerificationFailed
+from worker.idshape import IDS_A_PARTITION, refusal, shape_of
 from worker.ledger import Ledger, dedup_token
 from worker.rules import Marks, judge
 from worker.sink import Sink, quoted
@@ -39,6 +40,9 @@ log = structlog.get_logger()
 HOUR_MICROS = 3_600_000_000
 MANY_IDS = 1000
 """From so many on, ids are rather given as a range than one by one."""
+
+FEW_PARTITIONS = 16
+"""Partitions that a block may always have: ids of a table's age, and what was handed out by hand."""
 
 IDS_AT_ONCE = 131_072
 """Ids named in one statement."""
@@ -207,12 +211,12 @@ def load_window(
     days = calendars.in_force(sink, settings).days_of_hours(tally.hours) | tally.left
     # No metrics are made of a shadow: whoever swaps it in marks all days after that.
     if table == EVENTS_TABLE:
-        marked: set[date] = set()
-        if tally.extracted:
-            # Between looking for older versions and inserting newer ones, another worker may have loaded an older
-            # version, and its day have been rebuilt with it. Whoever did so marked that day, and after it was looked for.
-            noted, marked = ledger.superseded_days(stream, uuid, window, begun)
-            days |= noted
+        # Between looking for older versions and inserting newer ones, another worker may have loaded an older version, and
+        # its day have been rebuilt with it. Whoever did so marked that day, and after it was looked for. What an attempt
+        # that died has noted is marked also where nothing is left to be read: its rows may be merged, and have moved on.
+        noted, others = ledger.superseded_days(stream, uuid, window, begun)
+        days |= noted
+        marked = others if tally.extracted else set()
         ledger.mark_days(days, marked)
     ledger.commit(
         stream,
@@ -280,8 +284,10 @@ def _load_chunks(
 
 
 def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int) -> _Tally:
-    """Sets aside rows that cannot be loaded, notes the days about to be left, and inserts the rest in one block."""
+    """Refuses ids that lie in too many partitions; sets aside rows that cannot be loaded, notes the days about to be left,
+    and inserts the rest in one block."""
     stream = reading.stream
+    _require_dense(sink, reading, chunk)
     token = dedup_token(reading.uuid, stream, reading.window, reading.version, number)
     if reading.again:
         # Of a source at rest every reading has the same version, and the token of the first would swallow this one.
@@ -317,6 +323,24 @@ def _load_chunk(sink: Sink, reading: _Reading, chunk: EventColumns, number: int)
         tally.content = content_hash(loaded)
         tally.hours |= hours_of(loaded.created_at)
     return tally
+
+
+def _require_dense(sink: Sink, reading: _Reading, chunk: EventColumns) -> None:
+    """Raises `ScatteredIds` where inserting the chunk would take a partition for every few rows."""
+    first, last = int(chunk.event_id.min()), int(chunk.event_id.max())
+    # Most often that is all there is to see, and sorting half a million ids takes a while.
+    shape = shape_of(chunk.event_id) if last - first > FEW_PARTITIONS * IDS_A_PARTITION else None
+    if shape is None or not shape.few_each or len(shape.partitions) <= FEW_PARTITIONS:
+        return
+    parameters = {
+        "database": sink.database,
+        "tables": (reading.table, EVENTS_TABLE),
+        "prefix": f"('{reading.stream.event_type}',",
+    }
+    present = {int(place): int(rows) for place, rows in sink.named("events", "ranges_present", parameters)}
+    told = refusal(reading.stream.name, shape, present.keys(), sum(present.values()))
+    if told:
+        raise ScatteredIds(told)
 
 
 def _hours_present(sink: Sink, stream: Stream, chunk: EventColumns, table: str) -> set[int]:

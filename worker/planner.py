@@ -17,11 +17,12 @@ import structlog
 from worker import setbacks
 from worker.config import Settings
 from worker.failing import backoff
-from worker.ledger import CHECKPOINT_AFTER, Coverage, Failure, Ledger
+from worker.idshape import CAUSE, SAMPLE, refusal, shape_of
+from worker.ledger import Coverage, Failure, Ledger
 from worker.source import Horizon, Source
 from worker.streams import STREAMS, Stream
 from worker.watermarks import Observation, Watermark, WatermarkStore, parse_watermark
-from worker.windows import ORIGIN, Window, cut, gaps, merged, to_micros
+from worker.windows import MICROSECOND, ORIGIN, Window, cut, gaps, merged, to_micros
 
 log = structlog.get_logger()
 
@@ -31,6 +32,13 @@ for it, and the other queue may be full of a backfill."""
 
 SPLIT_AFTER = 3
 """Failures of one window after which its halves are tried instead."""
+
+
+HOPELESS = 1_000_000
+"""Failures of a window that no other try can help."""
+
+NOTED_SECONDS, DENSE_SECONDS = 60.0, 600.0
+"""How often it is noted that a stream's ids cannot be loaded, and how long ids that can are taken for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ def publish_watermarks(
                 redis=copy.at.isoformat(),
                 ledger=found.watermark.isoformat(),
             )
-        if found.commits > CHECKPOINT_AFTER and generations and stream.kind == "events":
+        if generations and found.wants_checkpoint:
             ledger.checkpoint(stream, uuid, found.watermark, generations[-1])
         store.publish(stream, Watermark(found.watermark, uuid, number), seen[stream.name])
     return coverage
@@ -184,6 +192,15 @@ def plan_events(
         # Nothing below the safe horizon can appear any more, so the emptiness just seen is for good.
         return Plan(stream, uuid, (), (), watermark, horizon, horizon.at)
 
+    if not covered.windows:
+        told = scattered(source, store, stream, uuid)
+        if told:
+            window = Window(ORIGIN, first + MICROSECOND)
+            if store.once(f"scattered:{stream.name}:{uuid}", NOTED_SECONDS):
+                ledger.note_failure(stream, uuid, window, "", told)
+            hopeless = Failure(window, HOPELESS, horizon.taken_at, told, horizon.taken_at, recent=HOPELESS)
+            return Plan(stream, uuid, (), (), watermark, horizon, watermark, (hopeless,))
+
     failures = {failure.window: failure for failure in ledger.failures(stream, uuid, watermark, since)}
     taken = [*covered.windows, *store.in_flight(stream, uuid)]
     waiting: list[Failure] = []
@@ -205,6 +222,21 @@ def plan_events(
     if len(backlog) <= CATCH_UP and not troubled:
         fresh, backlog = (*backlog, *fresh), ()
     return Plan(stream, uuid, fresh, backlog, watermark, horizon, watermark, tuple(waiting))
+
+
+def scattered(source: Source, store: WatermarkStore, stream: Stream, uuid: UUID) -> str:
+    """Why a stream of which nothing is loaded yet cannot be, by its newest ids; empty where it can.
+
+    What was found good is not looked at again for a while: its first windows are under way.
+    """
+    key = f"dense:{stream.name}:{uuid}"
+    if store.happened(key):
+        return ""
+    shape = shape_of(source.newest_ids(stream, SAMPLE))
+    told = refusal(stream.name, shape) if shape else ""
+    if not told:
+        store.once(key, DENSE_SECONDS)
+    return told
 
 
 def cut_range(
@@ -276,7 +308,7 @@ def again(gap: Window, failures: Sequence[Failure], waiting: list[Failure]) -> l
         return [gap]
     result = gaps_or_nothing(gap, [failure.window for failure in troubled])
     for failure in troubled:
-        halves = failure.window.halves() if failure.count >= SPLIT_AFTER else None
+        halves = failure.window.halves() if failure.count >= SPLIT_AFTER and CAUSE not in failure.error else None
         if halves:
             result.extend(halves)
         elif waits(failure):

@@ -26,14 +26,11 @@ from worker import transient
 from worker.columns import BLOCK_INFO, Column, block
 from worker.config import Settings
 from worker.errors import BadInput, RefusedRows, SchemaMismatch, SinkFailure, TransientSink, Unreachable
+from worker.relied import relied_on
 from worker.sql import named
 from worker.windows import instant
 
 log = structlog.get_logger()
-
-RELIED_ON = {"async_insert": 0, "insert_deduplicate": 1, "date_time_overflow_behavior": "throw"}
-"""Settings without which an insert would mean something else. Every setting is sent as important: a server that does
-not know one must refuse the statement."""
 
 T = TypeVar("T")
 
@@ -114,6 +111,18 @@ class Sink:
             )
         return self._clients[blocks]
 
+    def _sent(
+        self, client: Client, settings: Mapping[str, Any] | None = None, *, insert: bool = False
+    ) -> dict[str, Any]:
+        """What goes with a statement: its deadline, what every statement relies on, and its own settings."""
+        connection = client.connection
+        if not connection.connected:
+            connection.connect()
+        info = connection.server_info
+        limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds}
+        version = (info.version_major, info.version_minor)
+        return {**limits, **relied_on(version, insert=insert), **(settings or {})}
+
     def _once(
         self,
         doing: str,
@@ -125,8 +134,8 @@ class Sink:
         columns: dict[str, Column] | None = None,
     ) -> Any:
         client = self._client(blocks=columns is not None)
-        limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds, **(settings or {})}
         try:
+            limits = self._sent(client, settings, insert=data is not None or columns is not None)
             if columns is not None:
                 return _send_columns(client, statement, columns, limits)
             external = list(tables) if tables else None
@@ -185,9 +194,8 @@ class Sink:
 
         def work() -> tuple[list[str], list[str], list[tuple[Any, ...]]]:
             client = self._client()
-            limits = {"max_execution_time": self._settings.clickhouse_timeout_seconds}
             try:
-                rows, columns = client.execute(text, settings=limits, with_column_types=True)
+                rows, columns = client.execute(text, settings=self._sent(client), with_column_types=True)
             except Exception as error:
                 if not isinstance(error, driver.ServerException):
                     client.disconnect()
@@ -219,9 +227,7 @@ class Sink:
         if not rows:
             return
         statement = f"INSERT INTO {quoted(table)} ({', '.join(quoted(c) for c in columns)}) VALUES"
-        settings = dict(RELIED_ON)
-        if token:
-            settings["insert_deduplication_token"] = token
+        settings = {"insert_deduplication_token": token} if token else {}
         data = [tuple(row) for row in rows]
         self.retried(lambda: self._once(f"writing to {table}", statement, data, settings=settings))
 
@@ -235,7 +241,6 @@ class Sink:
         # A block holds an id once, so replacing within it at insert would find nothing and cost a tenth of the time.
         # Ids of one transaction lie in as many partitions as they like; what the server allows by itself is a hundred.
         settings = {
-            **RELIED_ON,
             "insert_deduplication_token": token,
             "optimize_on_insert": 0,
             "max_partitions_per_insert_block": 0,

@@ -610,6 +610,13 @@ class Source:
         )
         return instant(found[0][0]) if found else None
 
+    def newest_ids(self, stream: Stream, rows: int) -> NDArray[np.int64]:
+        """Ids of the rows inserted last, so many at most."""
+        found = self._query(
+            f"looking at the newest ids in {stream.source_table}", self._on_table("newest_ids", stream), {"rows": rows}
+        )
+        return np.array([event_id for (event_id,) in found], dtype=np.int64)
+
     def count(self, stream: Stream, within: Window) -> int:
         """Rows in the window."""
         found = self._query(

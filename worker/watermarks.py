@@ -427,6 +427,11 @@ class WatermarkStore:
         with self._translated():
             return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
 
+    def happened(self, name: str) -> bool:
+        """Whether `once` was asked for it within its time."""
+        with self._translated():
+            return bool(self._redis.exists(f"{PREFIX}:once:{name}"))
+
     @contextmanager
     def thinned(self, name: str, seconds: float) -> Iterator[bool]:
         """Whether to go ahead with what comes again and again: once within that time, and then after as long a rest as

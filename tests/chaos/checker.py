@@ -210,11 +210,18 @@ def compare_watermarks(stage: Stage) -> list[str]:
             "SELECT toString(stream), toString(target_uuid), toUnixTimestamp64Micro(lo), toUnixTimestamp64Micro(hi) "
             "FROM sync_commits ORDER BY lo"
         )
+        proven = {
+            (name, uuid): micros
+            for name, uuid, micros in client.execute(
+                "SELECT toString(stream), toString(target_uuid), toUnixTimestamp64Micro(max(checkpoint)) "
+                "FROM sync_totals GROUP BY stream, target_uuid"
+            )
+        }
     wrong = []
     with stage.redis() as client_redis:
         for stream in STREAMS.values():
             uuid = uuids[stream.target]
-            end = 0
+            end = proven.get((stream.name, uuid), 0)
             for name, target, lo, hi in commits:
                 if (name, target) == (stream.name, uuid) and lo <= end:
                     end = max(end, hi)

@@ -30,6 +30,9 @@ from worker.windows import format_instant, from_micros, parse_instant
 Params = dict[str, Any]
 Subject = Literal["worker", "redis", "clickhouse", "postgres", "delivery", "data", "clock"]
 
+LEDGER = ("sync_commits", "sync_totals")
+"""The tables that say what is loaded."""
+
 WIPED_SECONDS = 10.0
 PATIENCE = 180.0
 """Seconds until something that has not come counts as never coming."""
@@ -585,7 +588,7 @@ def _copy_table(scene: Scene, name: str, origin: str, target: str) -> None:
 
 def back_up(scene: Scene) -> None:
     """Copies every table, the ledger first: it must not speak of rows that are not in the copy."""
-    names = sorted(_tables(scene), key=lambda name: name != "sync_commits")
+    names = sorted(_tables(scene), key=lambda name: name not in LEDGER)
     database = scene.stage.settings.sink_address.database
     with scene.stage.servers() as servers:
         for name in names:
@@ -603,7 +606,8 @@ def ledger_restored(scene: Scene, quiet: bool) -> Iterator[None]:
         if quiet:
             silence.enter_context(scene.writers.paused())
             time.sleep(1)
-        _copy_table(scene, "sync_commits", "chaos_backup", database)
+        for name in LEDGER:
+            _copy_table(scene, name, "chaos_backup", database)
         if quiet:
             time.sleep(4)
             eventually(lambda: not checker.compare_watermarks(scene.stage), "watermarks follow the restored ledger", 30)
@@ -626,7 +630,7 @@ def all_restored(scene: Scene) -> Iterator[None]:
                     "listing", "SELECT name FROM system.tables WHERE database = 'chaos_backup'"
                 )
             }
-        for name in sorted(names, key=lambda name: name != "sync_commits"):
+        for name in sorted(names, key=lambda name: name not in LEDGER):
             _copy_table(scene, name, "chaos_backup", database)
     finally:
         for name in scene.stage.processes:
@@ -1151,4 +1155,4 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
 
 
 # At the end: these modules register faults with what stands above.
-from tests.chaos import faults_calendar, faults_dimensions, faults_money, faults_source  # noqa: E402, F401
+from tests.chaos import faults_calendar, faults_dimensions, faults_ledger, faults_money, faults_source  # noqa: E402, F401

@@ -112,6 +112,11 @@ def _unmerged() -> None:
     _reword("metrics", "build", "FROM ad_events FINAL", "FROM ad_events")
 
 
+def _noted_forgotten() -> None:
+    nothing: tuple[set[Any], set[Any]] = (set(), set())
+    patch("worker.ledger:Ledger.superseded_days", lambda original: lambda *args: nothing)
+
+
 def _zombie_swap() -> None:
     def swap(sink: Any, name: str, uuid: Any) -> None:
         sink.command("swapping", f"EXCHANGE TABLES `{name}` AND ad_events", retry=False)
@@ -174,6 +179,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "calendar-unmarked": Mutant(
         "a calendar in force whose days nobody marks", _calendar_unmarked, ("calendar changed by who died",)
+    ),
+    "noted-forgotten": Mutant(
+        "days noted by an attempt that died are not marked", _noted_forgotten, ("merges between two readings",)
     ),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
     "empty-dimension": Mutant("an empty dimension believed", _believed, ("campaign emptied",)),

@@ -25,6 +25,9 @@ LAYERS: dict[str, float] = {
             "rules",
             "money",
             "dimension_rows",
+            "relied",
+            "coverage",
+            "idshape",
         ),
         1,
     ),
@@ -73,6 +76,9 @@ WITHIN_LEAVES = (
     "dimension_rows",
     "sessions",
     "sourcetypes",
+    "relied",
+    "coverage",
+    "idshape",
 )
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}

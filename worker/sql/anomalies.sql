@@ -92,7 +92,13 @@ FROM
         AND target_uuid IN (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events')
     GROUP BY stream, target_uuid, lo, hi
 ) AS failed
-LEFT JOIN sync_commits AS commits ON commits.stream = failed.stream AND commits.target_uuid = failed.target_uuid
+LEFT JOIN
+(
+    SELECT toString(stream) AS stream, target_uuid, lo, hi, kind, committed_at
+    FROM sync_commits
+    WHERE hi > %(lo)s AND committed_at >= %(lo)s
+        AND target_uuid IN (SELECT uuid FROM system.tables WHERE database = currentDatabase() AND name = 'ad_events')
+) AS commits ON commits.stream = failed.stream AND commits.target_uuid = failed.target_uuid
 GROUP BY failed.stream, failed.lo, failed.hi, failed.at
 HAVING countIf(commits.committed_at >= failed.at AND commits.hi > failed.lo
     AND (commits.kind = 'checkpoint' OR commits.lo < failed.hi)) = 0

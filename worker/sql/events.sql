@@ -66,6 +66,13 @@ SELECT name, uuid, comment FROM system.tables WHERE database = %(database)s AND 
 SELECT DISTINCT partition_id FROM system.parts
 WHERE database = %(database)s AND table = %(table)s AND active AND startsWith(partition, %(prefix)s)
 
+-- name: ranges_present
+-- The ranges of ids in which events of one kind lie, and how many rows: in the table, and in the one it is to replace.
+SELECT toInt64OrZero(extract(partition, ',(-?[0-9]+)\\)$')), sum(rows)
+FROM system.parts
+WHERE database = %(database)s AND table IN %(tables)s AND active AND startsWith(partition, %(prefix)s)
+GROUP BY 1
+
 -- name: mark_days
 -- The server's clock, after the rows it speaks of were acknowledged.
 INSERT INTO day_marks (date_id, again, marked_at)

@@ -6,10 +6,6 @@ SELECT uuid FROM system.tables WHERE database = %(database)s AND name = %(table)
 -- name: generations
 SELECT generation, system_id, timeline, rewind_to FROM source_generations ORDER BY generation, first_seen
 
--- name: newest_version
--- The newest snapshot from which a window of these tables was read and committed; 0 without any.
-SELECT max(version) FROM sync_commits WHERE target_uuid IN %(uuids)s AND kind = 'window'
-
 -- name: setback
 -- Why nothing may be loaded from the present generation of the source, if so.
 SELECT message FROM source_setbacks
@@ -17,20 +13,26 @@ WHERE generation = (SELECT max(generation) FROM source_generations)
 ORDER BY noticed_at
 LIMIT 1
 
+-- name: checkpoints
+-- How far each table is whole, as of each generation of the source.
+SELECT stream, target_uuid, generation, max(checkpoint) AS until
+FROM sync_totals
+WHERE stream IN %(streams)s AND target_uuid IN %(uuids)s
+GROUP BY stream, target_uuid, generation
+HAVING until > toDateTime64('1970-01-01 00:00:00', 6, 'UTC')
+
 -- name: commits
--- What is needed to compute the watermarks of some streams: for each, the furthest checkpoint of the current
--- generation and every commit that ends after it. Of a generation that ended, every commit counts, so no checkpoint
--- of it may hide one.
-SELECT stream, lo, hi, generation
-FROM
-(
-    SELECT stream, lo, hi, toUInt8(bitShiftRight(version, 56)) AS generation,
-        maxIf(hi, kind = 'checkpoint' AND bitShiftRight(version, 56) = %(generation)s) OVER (PARTITION BY stream) AS base
-    FROM sync_commits
-    WHERE target_uuid IN %(uuids)s AND stream IN %(streams)s
-)
-WHERE hi >= base
+-- Commits that can say more than the checkpoints: those that end before a stream's base only repeat it, and of a
+-- generation that ended what begins behind every later one's limit does not count.
+SELECT stream, lo, hi, toUInt8(bitShiftRight(version, 56)) AS generation,
+    committed_at < now64(6, 'UTC') - toIntervalSecond(%(settled_seconds)s)
+FROM sync_commits
+WHERE ({ranges}) AND toUnixTimestamp64Micro(lo) < transform(generation, %(generations)s, %(limits)s, 9223372036854775807)
 ORDER BY stream, lo, hi
+
+-- name: commits_from
+-- One stream's, {number} its place.
+(stream = %(stream_{number})s AND target_uuid = %(uuid_{number})s AND hi >= %(base_{number})s)
 
 -- name: covered
 -- Commits that touch one window, and when this was asked.
@@ -54,10 +56,14 @@ WHERE stream = %(stream)s AND target_uuid = %(uuid)s AND hi > %(watermark)s AND 
 GROUP BY lo, hi
 
 -- name: totals
-SELECT stream, sumIf(rows, kind = 'window'), sumIf(quarantined, kind = 'window'), max(committed_at)
-FROM sync_commits
+SELECT stream, sum(loaded), sum(set_aside), max(last_commit_at)
+FROM sync_totals
 WHERE target_uuid IN %(uuids)s
 GROUP BY stream
+HAVING sum(windows) > 0
+
+-- name: newest_version
+SELECT max(newest_version) FROM sync_totals WHERE target_uuid IN %(uuids)s
 
 -- name: run
 SELECT run_id, toString(kind), toString(state), streams, metrics_update, until, target_uuid, version, message,
@@ -66,21 +72,20 @@ FROM sync_runs FINAL
 WHERE run_id = %(run_id)s
 
 -- name: open_runs
+-- Those that ever said so are found by one column of a byte a row; only they are read.
 SELECT run_id, toString(kind), toString(state), streams, metrics_update, until, target_uuid, version, message,
     started_at, updated_at, now64(6, 'UTC')
 FROM sync_runs FINAL
-WHERE state = 'running'
+WHERE state = 'running' AND run_id IN (SELECT run_id FROM sync_runs WHERE state = 'running')
 ORDER BY started_at
 
 -- name: last_runs
 SELECT run_id, toString(kind), toString(state), streams, metrics_update, until, target_uuid, version, message,
     started_at, updated_at, now64(6, 'UTC')
 FROM sync_runs FINAL
+WHERE run_id IN (SELECT run_id FROM sync_runs GROUP BY run_id ORDER BY max(started_at) DESC LIMIT %(limit)s)
 ORDER BY started_at DESC
 LIMIT %(limit)s
-
--- name: run_progress
-SELECT stream, count(), sum(rows) FROM sync_commits WHERE run_id = %(run_id)s AND kind = 'window' GROUP BY stream
 
 -- name: now
 SELECT now64(6, 'UTC')

@@ -248,7 +248,7 @@ WITH
     (
         SELECT max(if(state = 'running', now64(6, 'UTC'), updated_at)) AS at
         FROM sync_runs FINAL
-        WHERE kind = 'refresh' AND target_uuid = live
+        WHERE run_id IN (SELECT run_id FROM sync_runs WHERE kind = 'refresh' AND target_uuid = live)
     ),
     recent AS
     (

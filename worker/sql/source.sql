@@ -198,6 +198,9 @@ FROM (SELECT pg_current_snapshot() AS snapshot) AS taken
 -- name: first_row
 SELECT inserted_at FROM {table} WHERE inserted_at >= %(lo)s AND inserted_at < %(hi)s ORDER BY inserted_at LIMIT 1
 
+-- name: newest_ids
+SELECT id FROM {table} ORDER BY inserted_at DESC LIMIT %(rows)s
+
 -- name: boundary
 -- The first instant after `lo` before which at least `rows` rows lie; an index-only walk over those rows.
 SELECT inserted_at FROM {table}
