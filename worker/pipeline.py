@@ -175,17 +175,19 @@ def load_window(
     run_id: str = "",
     on_rows: Callable[[int], None] = lambda rows: None,
     again: str = "",
+    newer: bool = False,
 ) -> Loaded:
     """Loads one window of an event stream into `table`, known as `uuid`, and commits it.
 
     A window that is committed already is left alone, unless `again` names the occasion on which it is read once more.
+    With `newer` it is read in a snapshot whose version is greater than all before.
     Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help, and `Superseded` where
     a swap gave the name to another table, or a newer refresh dropped it; the window is then as if nothing had happened.
     """
     if table != EVENTS_TABLE:
         # Of a refresh that was overtaken hundreds of windows may still wait in line.
         _require_target(sink, stream, window, table, uuid)
-    with source.snapshot() as snapshot:
+    with source.snapshot([stream], newer=newer) as snapshot:
         generation = ledger.generation(snapshot, failover_rewind=timedelta(seconds=settings.failover_rewind_seconds))
         commits, begun = ledger.committed(stream, uuid, window, generation)
         if not again and _covered(window, commits):

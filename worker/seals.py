@@ -6,7 +6,7 @@ The hash of events is the one both databases compute alike, so a seal can be che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -21,11 +21,12 @@ import structlog
 from worker.config import Settings
 from worker.errors import RetailMediaError
 from worker.ledger import Ledger
+from worker.retention import kept_since
 from worker.sink import Sink, quoted
 from worker.source import Snapshot, Source
 from worker.sql import named
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
-from worker.windows import day_bounds, from_micros, instant
+from worker.windows import day_bounds, format_instant, from_micros, instant
 
 log = structlog.get_logger()
 
@@ -135,13 +136,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Both sides' events by day and stream, as of one snapshot of the source."""
+    """Both sides' events by day and stream, as of one snapshot of the source.
+
+    Of events from before `kept`, which the source need not have any more, its side says what the target does; `unasked`
+    are the days that have such.
+    """
 
     snapshot: Snapshot
     version: int
     complete_through: datetime
     source: dict[tuple[date, str], Content]
     target: dict[tuple[date, str], Content]
+    kept: datetime | None
+    unasked: frozenset[date]
 
 
 @cache
@@ -155,9 +162,10 @@ def code_version() -> str:
 
 
 def by_day(quarters: Iterable[Sequence[Any]], zone: ZoneInfo) -> dict[date, Content]:
-    """Sums of quarters of an hour (place, rows, sums of ids, of campaigns, of mixed numbers, first and last id) by day."""
+    """Sums of quarters of an hour (place, rows, sums of ids, of campaigns, of mixed numbers, first and last id, and
+    whether of old events) by day."""
     result: dict[date, Content] = {}
-    for place, rows, _, _, mixed, first, last in quarters:
+    for place, rows, _, _, mixed, first, last, _ in quarters:
         day = from_micros((int(place) - QUARTERS_TO_1970) * QUARTER_MICROS).astimezone(zone).date()
         result[day] = result.get(day, Content()).joined(int(rows), int(first), int(last), int(mixed) % MODULUS)
     return result
@@ -173,9 +181,13 @@ def _look(
     bounds = {"lo": day_bounds(min(days), zone).lo, "hi": day_bounds(max(days), zone).hi}
     ours: dict[tuple[date, str], Content] = {}
     theirs: dict[tuple[date, str], Content] = {}
-    with source.snapshot() as snapshot:
+    unasked: set[date] = set()
+    with source.snapshot(EVENT_STREAMS) as snapshot:
         rewind = timedelta(seconds=settings.failover_rewind_seconds)
         number = snapshot.version(ledger.generation(snapshot, failover_rewind=rewind))
+        kept = kept_since(settings, snapshot.taken_at)
+        if kept is not None:
+            unasked.update(day for day in days if day_bounds(day, zone).lo < kept)
         for stream in EVENT_STREAMS:
             parameters = {
                 **bounds,
@@ -184,16 +196,20 @@ def _look(
                 "held": _held(sink, stream),
             }
             mixed = named("reconcile", "source_mixed")
-            rows = source.in_snapshot(
-                "adding up a day", "reconcile", "source_quarters", stream, parameters, mixed=mixed
+            asked = {"kept": kept or "-infinity", **parameters}
+            ours_rows = source.in_snapshot(
+                "adding up a day", "reconcile", "source_quarters", stream, asked, mixed=mixed
             )
-            ours.update({(day, stream.name): content for day, content in by_day(rows, zone).items()})
             statement = named("reconcile", "target_quarters").format(
                 table=quoted(EVENTS_TABLE), mixed=named("reconcile", "target_mixed")
             )
-            rows = sink.query("adding up a day", statement, parameters)
+            rows = sink.query("adding up a day", statement, {"kept": kept or bounds["lo"], **parameters})
             theirs.update({(day, stream.name): content for day, content in by_day(rows, zone).items()})
-    return _Look(snapshot, number, min(watermarks.values()), ours, theirs)
+            old = [row for row in rows if row[-1]]
+            unasked.update(by_day(old, zone))
+            mine = by_day([*(row for row in ours_rows if not row[-1]), *old], zone)
+            ours.update({(day, stream.name): content for day, content in mine.items()})
+    return _Look(snapshot, number, min(watermarks.values()), ours, theirs, kept, frozenset(unasked))
 
 
 def _held(sink: Sink, stream: Stream) -> list[int]:
@@ -232,6 +248,8 @@ def seal(
     source: Source, sink: Sink, ledger: Ledger, settings: Settings, days: Sequence[date]
 ) -> tuple[list[Seal], list[date]]:
     """Seals these final days, whose metrics are up to date. Returns new seals, and days on which the sides differ.
+
+    Events older than the source keeps are sealed as they are here.
 
     A day that says what its last seal says keeps it; one that was restated gets a seal that names the one before.
     """
@@ -299,6 +317,19 @@ def _sealed(
     )
 
 
+def _content_parts(stream: Stream, sealed: Content, ours: Content | None, theirs: Content) -> list[Part]:
+    """What a seal says of a stream's events and what is so now; of the source nothing where `ours` is None."""
+
+    def part(name: str, told: Callable[[Content], Any]) -> Part:
+        return Part(f"{stream.name}: {name}", told(sealed), None if ours is None else told(ours), told(theirs))
+
+    return [
+        part("rows", lambda content: content.rows),
+        part("ids", lambda content: f"{content.first_id} to {content.last_id}"),
+        part("content", lambda content: f"{content.content_hash:016x}"),
+    ]
+
+
 def verify(source: Source, sink: Sink, ledger: Ledger, settings: Settings, day: date) -> Verdict:
     """Computes anew, from both sides, what the day's seal says. Raises `RetailMediaError` for a day without a seal."""
     found = last_seal(sink, day)
@@ -311,14 +342,9 @@ def verify(source: Source, sink: Sink, ledger: Ledger, settings: Settings, day: 
     look = _look(source, sink, ledger, settings, [day], zone)
     parts: list[Part] = []
     for stream in EVENT_STREAMS:
-        sealed = found.content(stream.name)
-        ours = look.source.get((day, stream.name), Content())
         theirs = look.target.get((day, stream.name), Content())
-        parts += [
-            Part(f"{stream.name}: rows", sealed.rows, ours.rows, theirs.rows),
-            Part(f"{stream.name}: ids", *(f"{c.first_id} to {c.last_id}" for c in (sealed, ours, theirs))),
-            Part(f"{stream.name}: content", *(f"{c.content_hash:016x}" for c in (sealed, ours, theirs))),
-        ]
+        known = None if day in look.unasked else look.source.get((day, stream.name), Content())
+        parts += _content_parts(stream, found.content(stream.name), known, theirs)
     metrics = metrics_of(sink, day)
     model = metrics.pricing_model or settings.pricing_model
     parts += [
@@ -329,6 +355,11 @@ def verify(source: Source, sink: Sink, ledger: Ledger, settings: Settings, day: 
         Part("time zone", found.reporting_timezone, None, settings.reporting_timezone),
     ]
     notes = []
+    if day in look.unasked and look.kept is not None:
+        notes.append(
+            f"The source keeps events for {settings.source_keeps_days} days, so what it holds of the day, which began "
+            f"before {format_instant(look.kept)}, was not compared."
+        )
     if found.code_version != code_version():
         notes.append(f"Sealed by version {found.code_version}, looked at by version {code_version()}.")
     if (found.source_system_id, found.source_timeline) != (look.snapshot.system_id, look.snapshot.timeline):

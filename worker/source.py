@@ -603,11 +603,17 @@ class Source:
         return self._once(doing, composed, parameters)
 
     @contextmanager
-    def snapshot(self) -> Iterator[Snapshot]:
+    def snapshot(self, streams: Sequence[Stream] = (), *, newer: bool = False) -> Iterator[Snapshot]:
         """A REPEATABLE READ transaction; statements inside see the database as of its start.
+
+        `streams` are those whose tables are read. With `newer` its version is greater than that of every snapshot taken
+        before, also where nothing was written since: what is written with it takes the place of what is stored.
 
         Not retried here: what was read in it is void once it is lost. Raises `TransientSource`.
         """
+        if newer:
+            # By itself, before the transaction that reads: once it is over, every snapshot has it behind itself.
+            self._once("passing earlier snapshots", named("source", "pass_snapshots"))
         self._once("opening a snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             xmax, in_progress, taken_at = self._once("taking a snapshot", named("source", "snapshot"))[0]

@@ -13,7 +13,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         ("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient", "rules"), 1
     ),
-    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending"), 2),
+    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending", "mending", "retention"), 2),
     **dict.fromkeys(
         (
             "pipeline",
