@@ -45,9 +45,13 @@ def write_everywhere(sink: Sink, insert: Callable[[str], None]) -> None:
             try:
                 insert(name)
             except SchemaMismatch:
-                if name == EVENTS_TABLE or (holds(sink, name, uuid) and same_shape(sink, name)):
+                if name == EVENTS_TABLE:
                     raise
-                written.add(uuid)
+                # Where the name is gone the table may be: dropped, or live by now, as the next list says.
+                if holds(sink, name, uuid):
+                    if same_shape(sink, name):
+                        raise
+                    written.add(uuid)
                 continue
             # A swap before the insert sent it to the other table, and that one may have had it already.
             if holds(sink, name, uuid):
