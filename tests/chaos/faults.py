@@ -1143,3 +1143,8 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
             return rows == [expected]
 
         return eventually(counted, f"new rows are counted {what}", seconds, every=0.2)
+
+
+# Kinds that have a file of their own, which registers them
+
+from tests.chaos import faults_mends  # noqa: E402, F401

@@ -19,6 +19,7 @@ from worker import planner
 from worker.celery import Servers
 from worker.streams import STREAMS
 from worker.tasks import sync as sync_tasks
+from worker.tasks.metrics import advance
 from worker.windows import ORIGIN, Window
 
 IMPRESSIONS, CLICKS, TARGET = STREAMS["impressions"], STREAMS["clicks"], UUID(int=7)
@@ -91,7 +92,7 @@ def test_a_tick_and_a_step_that_plan_at_once_hand_out_each_row_once(
             plans = planner.plan(here.source, here.ledger, here.store, here.settings, [IMPRESSIONS, CLICKS])
             gate.wait(30)
             for planned in plans:
-                sync_tasks.hand_out(here, planned, follow_up=sync_tasks.advance.si(streams=[planned.stream.name]))
+                sync_tasks.hand_out(here, planned, follow_up=advance.si(streams=[planned.stream.name]))
         finally:
             here.close()
 
