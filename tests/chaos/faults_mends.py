@@ -45,8 +45,8 @@ def _present(scene: Scene, ids: Ids) -> int:
 
 
 def _write(scene: Scene, ids: Ids | None = None) -> Ids:
-    """Writes rows to both tables, with these ids or new ones."""
-    day, result = writers.day(2), {}
+    """Writes rows to both tables, with these ids or new ones. Of today: from a sealed day nothing would be taken."""
+    day, result = writers.day(0), {}
     for table in writers.TABLES:
         if ids is None:
             rows = scene.stage.write(

@@ -62,11 +62,13 @@ hostile = st.one_of(st.sampled_from(EDGES), st.integers(-(2**63), 2**63 - 1))
 def test_whatever_the_ids_what_differs_is_named(
     servers: Servers, writer: Connection, ids: list[int], data: st.DataObject
 ) -> None:
+    ids = sorted({*ids, 2**63 - 1})
     servers.sink.command("emptying", "TRUNCATE TABLE ad_events SYNC")
     servers.sink.command("emptying", "TRUNCATE TABLE sync_commits SYNC")
     filled(servers, writer, ids)
     assert compare(servers, IMPRESSIONS, heal=False).agrees
     wrong = data.draw(st.lists(st.sampled_from(ids), unique=True))
+    wrong.append(2**63 - 1)
     gone = data.draw(st.lists(st.sampled_from(ids), unique=True))
     for event_id in wrong:
         silently(writer, "UPDATE impressions SET campaign_id = 3 WHERE id = %s", event_id)
