@@ -440,14 +440,24 @@ def _event_streams(names: tuple[str, ...]) -> list[streams.Stream]:
     return chosen
 
 
+sealed_too = click.option(
+    "--sealed",
+    is_flag=True,
+    help="Also take away what the source no longer has on days that are sealed; without this it is left and told.",
+)
+
+
 @cli.command("reconcile")
 @click.option("--from", "first", metavar="DAY", help="First day, as 2026-11-10; the first there is if not given.")
 @click.option("--to", "last", metavar="DAY", help="Last day, inclusive; the last there is if not given.")
 @stream_names
 @click.option("--heal/--no-heal", default=False, show_default=True, help="Mend what differs.")
+@sealed_too
 @as_json
 @debuggable
-def reconcile_command(first: str | None, last: str | None, names: tuple[str, ...], heal: bool, as_json: bool) -> None:
+def reconcile_command(
+    first: str | None, last: str | None, names: tuple[str, ...], heal: bool, sealed: bool, as_json: bool
+) -> None:
     """Compare events in PostgreSQL and ClickHouse day by day, down to the rows that differ."""
     from worker import reconcile
     from worker.tasks.reconcile import compare
@@ -455,10 +465,12 @@ def reconcile_command(first: str | None, last: str | None, names: tuple[str, ...
     settings = _settings()
     first_day, last_day = _day(first, "--from"), _day(last, "--to")
     chosen = _event_streams(names)
+    if sealed and not heal:
+        raise BadInput("--sealed says what --heal may take away; give both.")
     with _servers(settings) as here:
         calendar = calendars.in_force(here.sink, settings)
         within = reconcile.days_within(first_day, last_day, calendar)
-        found = [compare(here, stream, within, heal=heal) for stream in chosen]
+        found = [compare(here, stream, within, heal=heal, sealed=sealed) for stream in chosen]
     if as_json:
         screens.print_json(screens.reconciliation_json(found))
     else:
@@ -485,9 +497,10 @@ def _moment(value: str, option: str, calendar: Calendar) -> datetime:
 @click.option("--to", "last", metavar="TIME", required=True, help="Where the window ends, itself not in it.")
 @stream_names
 @click.option("--dry-run", is_flag=True, help="Show what differs and change nothing.")
+@sealed_too
 @as_json
 @debuggable
-def replay_command(first: str, last: str, names: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def replay_command(first: str, last: str, names: tuple[str, ...], dry_run: bool, sealed: bool, as_json: bool) -> None:
     """Read again what the source wrote in a window, show what differs, and bring it over.
 
     The window is on the time rows were written at the source. Loading goes on meanwhile.
@@ -499,7 +512,7 @@ def replay_command(first: str, last: str, names: tuple[str, ...], dry_run: bool,
     with _servers(settings) as here:
         calendar = calendars.in_force(here.sink, settings)
         window = Window(_moment(first, "--from", calendar), _moment(last, "--to", calendar))
-        found = [replay_window(here, stream, window, dry_run=dry_run) for stream in chosen]
+        found = [replay_window(here, stream, window, dry_run=dry_run, sealed=sealed) for stream in chosen]
     if as_json:
         screens.print_json(screens.replay_json(found))
     else:

@@ -141,6 +141,11 @@ class Settings(BaseSettings):
         10_000, ge=0, description="Rows one reconciliation mends at most; where more differ it mends none and says so."
     )
     reconcile_recent_days: int = Field(3, ge=1, description="Latest days that are compared every hour.")
+    source_keeps_days: int | None = Field(
+        None,
+        ge=1,
+        description="Days the source keeps events; what is older and gone there is kept here. Not set: for ever.",
+    )
     reconcile_rotation_days: int = Field(
         31, ge=1, description="Days compared in one turn of the rotation over all days, those not looked at longest."
     )

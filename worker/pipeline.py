@@ -181,10 +181,12 @@ def load_window(
     run_id: str = "",
     on_rows: Callable[[int], None] = lambda rows: None,
     again: str = "",
+    newer: bool = False,
 ) -> Loaded:
     """Loads one window of an event stream into `table`, known as `uuid`, and commits it.
 
     A window that is committed already is left alone, unless `again` names the occasion on which it is read once more.
+    With `newer` it is read in a snapshot whose version is greater than all before.
     Raises `TransientSource`, `TransientSink` or `VerificationFailed` where another try may help, and `Superseded` where
     a swap gave the name to another table, or a newer refresh dropped it; the window is then as if nothing had happened.
     """
@@ -192,7 +194,7 @@ def load_window(
         # Of a refresh that was overtaken hundreds of windows may still wait in line.
         _require_target(sink, stream, window, table, uuid)
     calendar = calendars.in_force(sink, settings)
-    with setbacks.reading(source, ledger, settings, [stream], [uuid]) as read:
+    with setbacks.reading(source, ledger, settings, [stream], [uuid], newer=newer) as read:
         snapshot = read.snapshot
         commits, begun = ledger.committed(stream, uuid, window, read.generation)
         if not again and _covered(window, commits):

@@ -5,6 +5,7 @@ to which everything is loaded. Where the sums differ, ranges of ids are compared
 those. What differs so far may only be moving: a row updated since, a deletion on its way. So every suspect is looked at
 again, in ClickHouse first and then in a newer snapshot of PostgreSQL, and only what no later event can explain is a
 defect. Ids are bisected, not campaigns: a row whose campaign is wrong stands in two campaigns and in one range of ids.
+What mends a defect carries the version of the newer snapshot, which is greater than any stored before.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from worker.columns import EARLIEST, LATEST, Column
 from worker.config import Settings
 from worker.errors import BadInput
 from worker.ledger import Ledger
+from worker.mending import write_everywhere
+from worker.retention import Sealed, aged_out, is_sealed, kept_since, sealed_days
 from worker.sink import Sink, quoted
 from worker.source import Source
 from worker.sql import chunks, named
@@ -79,7 +82,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """One event that differs, and why. `version` is one under which a row written now outranks what is stored."""
+    """One event that differs, and why. `version` is of the snapshot that showed `source`.
+
+    `ahead`: what is stored claims to be newer than that snapshot, which on one primary cannot be, so nothing written now
+    would take its place. `withheld`: it would be taken from a day that has a seal, and nobody asked for that.
+    """
 
     event_id: int
     cause: Cause
@@ -87,6 +94,8 @@ class Defect:
     target: Event | None
     version: int
     mended: bool = False
+    ahead: bool = False
+    withheld: bool = False
 
     def days(self, calendar: Calendar) -> set[date]:
         """Reporting days the event happened on, by either side."""
@@ -96,7 +105,10 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class DayResult:
-    """How a reporting day of a stream compares. Rows and hashes are as first seen, before anything was mended."""
+    """How a reporting day of a stream compares. Rows and hashes are as first seen, before anything was mended.
+
+    They leave out events older than the source keeps; `no_longer_kept` is how many of those it has no more.
+    """
 
     day: date
     source_rows: int
@@ -106,6 +118,7 @@ class DayResult:
     state: State
     causes: dict[Cause, int]
     mended: int = 0
+    no_longer_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,21 @@ class Result:
         """Whether both sides hold the same now."""
         return all(day.state in {"equal", "mended"} for day in self.days) and self.complete
 
+    @property
+    def ahead(self) -> int:
+        """Events that differ and are stored in a version that the source has not reached."""
+        return sum(defect.ahead for defect in self.defects)
+
+    @property
+    def withheld(self) -> int:
+        """Events that the source no longer has and that were left, because their day has a seal."""
+        return sum(defect.withheld for defect in self.defects)
+
+    @property
+    def no_longer_kept(self) -> int:
+        """Events older than the source keeps, which it no longer has: no difference."""
+        return sum(day.no_longer_kept for day in self.days)
+
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
@@ -137,6 +165,7 @@ class _Comparison:
     stream: Stream
     within: Window
     parameters: dict[str, Any]
+    kept: datetime | None = None
 
     def ours(self, name: str, doing: str, **more: Any) -> list[tuple[Any, ...]]:
         return self.source.in_snapshot(
@@ -144,7 +173,7 @@ class _Comparison:
             "reconcile",
             f"source_{name}",
             self.stream,
-            {**self.parameters, **more},
+            {"kept": self.kept or "-infinity", **self.parameters, **more},
             mixed=named("reconcile", "source_mixed"),
         )
 
@@ -152,7 +181,12 @@ class _Comparison:
         statement = named("reconcile", f"target_{name}").format(
             table=quoted(EVENTS_TABLE), mixed=named("reconcile", "target_mixed")
         )
-        return self.sink.query(doing, statement, {**self.parameters, **more}, settings=LARGE)
+        parameters = {"kept": self.kept or EVER.lo, **self.parameters, **more}
+        return self.sink.query(doing, statement, parameters, settings=LARGE)
+
+    def kept_from(self, lo: datetime) -> datetime:
+        """That instant, or the one before which the source keeps no events."""
+        return max(lo, self.kept or lo)
 
 
 def days_within(first: date | None, last: date | None, calendar: Calendar) -> Window:
@@ -210,47 +244,53 @@ def reconcile(
     *,
     heal: bool,
     run_id: str,
+    sealed: bool = False,
 ) -> Result:
     """Compares a stream's events that happened `within`, mends what differs if `heal`, and writes down each day.
 
-    The metrics of the days in `Result.rebuild` are the caller's to rebuild; they are marked. Raises `TransientSource`
-    and `TransientSink`; what was mended by then stays mended.
+    Unless a person asked for it (`sealed`), no event is taken away from a day that has a seal. The metrics of the days in
+    `Result.rebuild` are the caller's to rebuild; they are marked. Raises `TransientSource` and `TransientSink`; what was
+    mended by then stays mended.
     """
     horizon = watermark(ledger, stream)
     if horizon <= ORIGIN:
         return Result(stream, None, (), ())
     calendar = calendars.in_force(sink, settings)
     held = held_ids(sink, stream)
-    compared = _Comparison(
-        source,
-        sink,
-        stream,
-        within,
-        {"horizon": horizon, "lo": within.lo, "hi": within.hi, "held": held, "event_type": stream.event_type},
-    )
+    parameters = {"horizon": horizon, "lo": within.lo, "hi": within.hi, "held": held, "event_type": stream.event_type}
     limit = settings.reconcile_heal_limit
-    with source.snapshot([stream]):
-        ours = compared.ours("quarters", "adding up events")
-        theirs = compared.theirs("quarters", "adding up events")
+    with source.snapshot([stream]) as snapshot:
+        kept = kept_since(settings, snapshot.taken_at)
+        compared = _Comparison(source, sink, stream, within, parameters, kept)
+        ours, ours_old = young_and_old(compared.ours("quarters", "adding up events"))
+        theirs, theirs_old = young_and_old(compared.theirs("quarters", "adding up events"))
         places = differing(ours, theirs)
         summed = _summed(compared, calendar, ours, theirs)
         suspects, complete = _suspects(compared, places) if places else ([], True)
     suspects += _repeated(sink, stream, within, limit)
-    defects = _judged(source, sink, ledger, settings, stream, sorted(set(suspects)), horizon, set(held))
+    defects = _judged(source, sink, ledger, settings, stream, sorted(set(suspects)), horizon, set(held), kept)
     asked = {day for place in places for day in _days_of_quarter(calendar, place)}
     defects = [defect for defect in defects if _inside(defect, within)]
-    too_many = len(defects) > limit or not complete
+    if not sealed and any(defect.cause == "extra" for defect in defects):
+        defects = _without_sealed(defects, sealed_days(sink))
+    able = [defect for defect in defects if not defect.ahead and not defect.withheld]
+    too_many = len(able) > limit or not complete
     rebuild: set[date] = set()
-    results = _day_results(*summed, defects, calendar, complete=complete, doubtful=asked)
-    if heal and defects and not too_many:
-        rebuild = {day for defect in defects for day in defect.days(calendar)}
+    gone = _no_longer_kept(ours_old, theirs_old, calendar)
+    results = _day_results(*summed, defects, calendar, complete=complete, doubtful=asked, gone=gone)
+    if heal and able and not too_many:
+        rebuild = {day for defect in able for day in defect.days(calendar)}
         _save(ledger, stream, run_id, horizon, results, defects, calendar, state="mending")
-        defects = _mended(source, sink, ledger, settings, stream, defects, horizon, set(held), rebuild)
-        results = _day_results(*summed, defects, calendar, complete=complete, doubtful=asked)
+        defects = _mended(source, sink, ledger, settings, stream, defects, horizon, set(held), rebuild, kept)
+        results = _day_results(*summed, defects, calendar, complete=complete, doubtful=asked, gone=gone)
     result = Result(stream, horizon, tuple(results), tuple(defects), complete, heal and too_many, frozenset(rebuild))
     if not rebuild:
         _save(ledger, stream, run_id, horizon, results, defects, calendar)
     log.info("reconciled", stream=stream.name, days=len(results), defects=len(defects), agrees=result.agrees)
+    if result.ahead:
+        log.error("reconcile.ahead_of_the_source", stream=stream.name, events=result.ahead)
+    if result.withheld:
+        log.warning("reconcile.left_on_sealed_days", stream=stream.name, events=result.withheld)
     return result
 
 
@@ -283,6 +323,28 @@ def rotation(sink: Sink, settings: Settings, stream: Stream) -> list[date]:
     return sorted(days, key=lambda day: (looked.get(day, never), day))[: settings.reconcile_rotation_days]
 
 
+def young_and_old(rows: Iterable[Sequence[Any]]) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
+    """Quarters of an hour of events the source keeps, and of older ones."""
+    both: tuple[list[Sequence[Any]], list[Sequence[Any]]] = ([], [])
+    for *row, old in rows:
+        both[bool(old)].append(row)
+    return both
+
+
+def _without_sealed(defects: Sequence[Defect], sealed: Sealed) -> list[Defect]:
+    """The defects, with those withheld that would take an event from a day that has a seal."""
+    return [
+        replace(
+            defect,
+            withheld=defect.cause == "extra"
+            and defect.target is not None
+            and defect.target.created_at is not None
+            and is_sealed(sealed, defect.target.created_at),
+        )
+        for defect in defects
+    ]
+
+
 def _inside(defect: Defect, within: Window) -> bool:
     times = [event.created_at for event in (defect.source, defect.target) if event is not None]
     return any(time is not None and within.lo <= from_micros(time) < within.hi for time in times)
@@ -292,7 +354,7 @@ def _suspects(compared: _Comparison, places: Sequence[int]) -> tuple[list[int], 
     """Ids of events that differ in these quarters, and whether all were looked for, in the open snapshot."""
     edges = [quarter_start(place) for place in (places[0], places[-1] + 1)]
     # Only where the quarters lie is read.
-    narrow = {"lo": max(compared.within.lo, edges[0]), "hi": min(compared.within.hi, edges[1])}
+    narrow = {"lo": compared.kept_from(max(compared.within.lo, edges[0])), "hi": min(compared.within.hi, edges[1])}
     which = {**narrow, "places": list(places), "shift": RANGE_BITS}
     doing = "comparing ranges of ids"
     ranges = differing(compared.ours("ranges", doing, **which), compared.theirs("ranges", doing, **which))
@@ -311,7 +373,7 @@ def _spans(places: Sequence[int], bits: int) -> dict[str, Any]:
     begins = [place << bits for place in places]
     return {
         "begins": begins,
-        "width": 1 << bits,
+        "beyond": (1 << bits) - 1,
         "first": begins[0],
         "last": begins[-1] + (1 << bits) - 1,
         "above": bits,
@@ -320,13 +382,13 @@ def _spans(places: Sequence[int], bits: int) -> dict[str, Any]:
 
 
 def _pieces(compared: _Comparison, ranges: Sequence[int]) -> list[int]:
-    which = {**_spans(ranges, RANGE_BITS), "shift": PIECE_BITS}
+    which = {**_spans(ranges, RANGE_BITS), "shift": PIECE_BITS, "lo": compared.kept_from(compared.within.lo)}
     doing = "comparing pieces of ranges"
     return differing(compared.ours("pieces", doing, **which), compared.theirs("pieces", doing, **which))
 
 
 def _differing_events(compared: _Comparison, pieces: Sequence[int]) -> list[int]:
-    which = _spans(pieces, PIECE_BITS)
+    which = {**_spans(pieces, PIECE_BITS), "lo": compared.kept_from(compared.within.lo)}
     doing = "comparing events"
     ours = {(int(event_id), int(mixed)) for event_id, mixed in compared.ours("events", doing, **which)}
     theirs = {(int(event_id), int(mixed)) for event_id, mixed in compared.theirs("events", doing, **which)}
@@ -334,12 +396,12 @@ def _differing_events(compared: _Comparison, pieces: Sequence[int]) -> list[int]
 
 
 def _repeated(sink: Sink, stream: Stream, within: Window, limit: int) -> list[int]:
-    """Events stored more than once in one version; at most one more than `limit`."""
+    """Events stored with different values in one version; at most one more than `limit`."""
     parameters = {"event_type": stream.event_type, "lo": within.lo, "hi": within.hi}
 
     def found(name: str, **more: Any) -> list[int]:
         statement = named("reconcile", name).format(table=quoted(EVENTS_TABLE))
-        rows = sink.query("looking for events stored twice", statement, {**parameters, **more}, settings=LARGE)
+        rows = sink.query("looking for events stored in two ways", statement, {**parameters, **more}, settings=LARGE)
         return [int(value) for (value,) in rows]
 
     result: list[int] = []
@@ -359,8 +421,10 @@ def _judged(
     suspects: Sequence[int],
     horizon: datetime,
     held: set[int],
+    kept: datetime | None = None,
 ) -> list[Defect]:
-    """Those suspects that are defects, whatever is written meanwhile.
+    """Those suspects that are defects, whatever is written meanwhile. Of those that happened or were written before
+    `kept` nothing is said that the source no longer has.
 
     ClickHouse is read first. What it holds then was read from snapshots older than the one taken next; and what that
     one shows with `inserted_at` before the horizon was loaded before ClickHouse was read.
@@ -369,21 +433,23 @@ def _judged(
     live = ledger.live([stream]).values()
     for ids in chunks(suspects, ROWS_AT_ONCE):
         versions, theirs = target_state(sink, stream, ids)
-        with setbacks.reading(source, ledger, settings, [stream], live) as read:
+        with setbacks.reading(source, ledger, settings, [stream], live, newer=True) as read:
             version = read.version
             ours = source_state(source, stream, ids)
         for event_id in ids:
-            newest, copies = versions.get(event_id, (0, 0))
+            newest, variants = versions.get(event_id, (0, 0))
             mine, other = ours.get(event_id), theirs.get(event_id)
-            cause = verdict(mine, other, copies, horizon, held=event_id in held)
+            if mine is None and other is not None and aged_out(other.created_at, other.inserted_at, kept):
+                continue
+            cause = verdict(mine, other, variants, horizon, held=event_id in held)
             if cause is not None:
-                outranks = version if version > newest else newest + 1
-                defects.append(Defect(event_id, cause, mine, other, outranks))
+                defects.append(Defect(event_id, cause, mine, other, version, ahead=newest >= version))
     return defects
 
 
 def target_state(sink: Sink, stream: Stream, ids: Sequence[int]) -> tuple[dict[int, tuple[int, int]], dict[int, Event]]:
-    """Of these events in ClickHouse, the newest stored version with how often it is stored, and what readers see."""
+    """Of these events in ClickHouse, the newest stored version with how many different rows have it, and what readers
+    see."""
     parameters = {
         "event_type": stream.event_type,
         "first": min(ids),
@@ -395,7 +461,7 @@ def target_state(sink: Sink, stream: Stream, ids: Sequence[int]) -> tuple[dict[i
         statement = named("reconcile", name).format(table=quoted(EVENTS_TABLE))
         return sink.query("looking at suspects", statement, parameters, settings=LARGE)
 
-    versions = {event_id: (version, copies) for event_id, version, copies in rows("target_versions")}
+    versions = {event_id: (version, variants) for event_id, version, variants in rows("target_versions")}
     return versions, {event_id: Event(*row) for event_id, *row in rows("target_rows")}
 
 
@@ -406,10 +472,13 @@ def source_state(source: Source, stream: Stream, ids: Sequence[int]) -> dict[int
     return {event_id: Event(*row) for event_id, *row in rows}
 
 
-def verdict(source: Event | None, target: Event | None, copies: int, horizon: datetime, *, held: bool) -> Cause | None:
+def verdict(
+    source: Event | None, target: Event | None, variants: int, horizon: datetime, *, held: bool
+) -> Cause | None:
     """Why these two differ, or None where they agree or only something on its way keeps them apart.
 
-    `source` was read after `target`. `copies` is how often the newest stored version is stored.
+    `source` was read after `target`. `variants` is how many different rows have the newest stored version: of two or
+    more, readers see one today and another after a merge. The same row twice is one to everybody.
     """
     if source is None:
         # Deleted after it was loaded; or it never was there.
@@ -419,7 +488,7 @@ def verdict(source: Event | None, target: Event | None, copies: int, horizon: da
         return None
     if target is None:
         return None if held or source.created_at is None else "missing"
-    if copies > 1:
+    if variants > 1:
         return "duplicate"
     same = (source.campaign_id, source.created_at) == (target.campaign_id, target.created_at)
     return None if same else "stale"
@@ -435,6 +504,7 @@ def _mended(
     horizon: datetime,
     held: set[int],
     days: set[date],
+    kept: datetime | None,
 ) -> list[Defect]:
     """The defects, each with whether it is gone now. Marks the days before and after."""
     able = [defect for defect in defects if mendable(stream, defect)]
@@ -442,7 +512,7 @@ def _mended(
     write(sink, stream, able)
     ledger.mark_days(days)
     ids = [defect.event_id for defect in defects]
-    left = {d.event_id for d in _judged(source, sink, ledger, settings, stream, ids, horizon, held)}
+    left = {d.event_id for d in _judged(source, sink, ledger, settings, stream, ids, horizon, held, kept)}
     return [replace(defect, mended=defect.event_id not in left) for defect in defects]
 
 
@@ -451,11 +521,13 @@ def mendable(stream: Stream, defect: Defect) -> bool:
 
     Those are rows with further columns, and such as would go to quarantine.
     """
+    if defect.ahead or defect.withheld:
+        return False
     return defect.source is None or (not stream.extra and defect.source.created_at is not None)
 
 
 def write(sink: Sink, stream: Stream, defects: Sequence[Defect]) -> None:
-    """Writes what the source holds, or a tombstone where it holds nothing, so that it outranks what is stored."""
+    """Writes what the source holds, or a tombstone where it holds nothing, wherever events are or will be read."""
     rows = [(defect, defect.source or defect.target) for defect in defects]
     events = [(defect, event) for defect, event in rows if event is not None]
     if not events:
@@ -480,7 +552,12 @@ def write(sink: Sink, stream: Stream, defects: Sequence[Defect]) -> None:
         "_version": column("UInt64", (defect.version for defect, _ in events), np.uint64),
         "_deleted": column("UInt8", gone, np.uint8),
     }
-    sink.insert_columns(EVENTS_TABLE, columns, token=f"reconcile/{secrets.token_hex(16)}")
+    token = f"reconcile/{secrets.token_hex(16)}"
+
+    def insert(table: str) -> None:
+        sink.insert_columns(table, columns, token=token)
+
+    write_everywhere(sink, insert)
 
 
 def _day_results(
@@ -491,6 +568,7 @@ def _day_results(
     *,
     complete: bool,
     doubtful: set[date],
+    gone: Counter[date],
 ) -> list[DayResult]:
     left, right = ours, theirs
     causes: dict[date, Counter[Cause]] = {}
@@ -503,7 +581,7 @@ def _day_results(
             if not defect.mended:
                 open_days.add(day)
     result = []
-    for day in sorted(left.keys() | right.keys() | causes.keys()):
+    for day in sorted(left.keys() | right.keys() | causes.keys() | gone.keys()):
         mine, other = left.get(day, (0, 0, 0, 0)), right.get(day, (0, 0, 0, 0))
         state: State = "equal"
         if day in open_days or (not complete and day in doubtful):
@@ -511,9 +589,19 @@ def _day_results(
         elif mended[day]:
             state = "mended"
         result.append(
-            DayResult(day, mine[0], other[0], mine[3], other[3], state, dict(causes.get(day, {})), mended[day])
+            DayResult(
+                day, mine[0], other[0], mine[3], other[3], state, dict(causes.get(day, {})), mended[day], gone[day]
+            )
         )
     return result
+
+
+def _no_longer_kept(
+    ours: Sequence[Sequence[Any]], theirs: Sequence[Sequence[Any]], calendar: Calendar
+) -> Counter[date]:
+    """By day, how many old events are here that the source no longer has."""
+    left, right = by_day(ours, calendar), by_day(theirs, calendar)
+    return +Counter({day: found[0] - left.get(day, (0,))[0] for day, found in right.items()})
 
 
 def by_day(quarters: Iterable[Sequence[Any]], calendar: Calendar) -> dict[date, Sums]:
@@ -548,7 +636,7 @@ def _summed(
         lo, hi = max(bounds.lo, compared.within.lo), min(bounds.hi, compared.within.hi)
         for side, ask in zip(found, (compared.ours, compared.theirs), strict=True):
             side.pop(day, None)
-            rows = ask("quarters", "adding up a day", lo=lo, hi=hi) if lo < hi else []
+            rows = young_and_old(ask("quarters", "adding up a day", lo=lo, hi=hi))[0] if lo < hi else []
             if rows:
                 side[day] = sums([sum(int(row[place]) for row in rows) for place in range(1, 5)])
     return found
@@ -573,13 +661,14 @@ def _save(
                 sample[day].append(shown(defect))
     columns = (
         "run_id", "stream", "date_id", "horizon", "source_rows", "target_rows", "source_hash", "target_hash", "state",
-        *CAUSES, "mended", "sample",
+        *CAUSES, "mended", "no_longer_kept", "sample",
     )  # fmt: skip
     rows = [
         (
             run_id, stream.name, found.day, horizon, found.source_rows, found.target_rows, found.source_hash,
             found.target_hash, state if state and found.causes else found.state,
-            *(found.causes.get(cause, 0) for cause in CAUSES), found.mended, json.dumps(sample.get(found.day, [])),
+            *(found.causes.get(cause, 0) for cause in CAUSES), found.mended, found.no_longer_kept,
+            json.dumps(sample.get(found.day, [])),
         )
         for found in results
     ]  # fmt: skip
@@ -602,6 +691,8 @@ def shown(defect: Defect) -> dict[str, Any]:
         "event_id": defect.event_id,
         "cause": defect.cause,
         "mended": defect.mended,
+        "ahead_of_the_source": defect.ahead,
+        "left_on_a_sealed_day": defect.withheld,
         "source": side(defect.source),
         "target": side(defect.target),
     }

@@ -24,6 +24,8 @@ from worker import calendars, setbacks
 from worker.config import Settings
 from worker.errors import BadInput, SchemaMismatch, Superseded
 from worker.ledger import Coverage, Ledger, Run
+from worker.mending import same_shape
+from worker.retention import carry_along
 from worker.sink import Sink, quoted
 from worker.source import Source
 from worker.sql import named
@@ -71,7 +73,12 @@ def begin(source: Source, sink: Sink, ledger: Ledger, settings: Settings, stream
     name = shadow_name(run.run_id)
     table = quoted(name)
     events = [stream for stream in streams if stream.kind == "events"]
-    if not any(shadow.name == name for shadow in shadows(sink)):
+    made = any(shadow.name == name for shadow in shadows(sink))
+    if made and not same_shape(sink, name):
+        # Left by an attempt that died before a migration; nothing was loaded into it.
+        sink.command("dropping a shadow of an older shape", f"DROP TABLE IF EXISTS {table} SYNC")
+        made = False
+    if not made:
         sink.command(
             "creating the shadow table",
             named("events", "create_shadow").format(table=table),
@@ -144,11 +151,14 @@ def finish(
     load: Callable[[Stream, Window], object],
     now: Callable[[], datetime],
     wait: Callable[[float], None],
+    kept: datetime | None = None,
 ) -> Run:
     """Catches up with the live table and swaps. `load` loads one window into the shadow.
 
-    Planners are asked to hand out nothing meanwhile; should this process die, for `GATE_SECONDS` more. `now` and `wait` are the caller's clock.
-    Raises `Superseded` if a newer refresh dropped the shadow.
+    Of events that happened or were written before `kept`, those the source no longer has come along. Planners are asked
+    to hand out nothing while the tables are made equal; should this process die, for `GATE_SECONDS` more. `now` and
+    `wait` are the caller's clock. Raises `Superseded` if a newer refresh dropped the shadow, or if the live table was
+    altered meanwhile.
     """
     if run.target_uuid is None:
         raise BadInput(f"Run {run.run_id} has no shadow table.")
@@ -159,6 +169,10 @@ def finish(
         store.open_gate()
         return _finished(sink, ledger, settings, run, name)
     require_shadow(sink, ledger, run)
+    require_shape(sink, name)
+    for stream in EVENT_STREAMS:
+        if stream.name in run.streams:
+            carry_along(sink, stream, quoted(name), kept)
     try:
         store.close_gate(GATE_SECONDS)
         deadline = now() + timedelta(seconds=LANDING_SECONDS)
@@ -175,10 +189,20 @@ def finish(
                     load(stream, window)
         store.close_gate(GATE_SECONDS)
         _drop_older(sink, run)
+        require_shape(sink, name)
         swap(sink, name, run.target_uuid)
     finally:
         store.open_gate()
     return _finished(sink, ledger, settings, run, name)
+
+
+def require_shape(sink: Sink, name: str) -> None:
+    """Raises `Superseded` where a migration altered `ad_events` and not the shadow, which would bring the old shape back."""
+    if not same_shape(sink, name):
+        raise Superseded(
+            f"{EVENTS_TABLE} was altered while {name} was filled with its earlier columns, so nothing was swapped; ask for "
+            "another full refresh."
+        )
 
 
 def swap(sink: Sink, name: str, uuid: UUID) -> None:
@@ -211,9 +235,11 @@ def _finished(sink: Sink, ledger: Ledger, settings: Settings, run: Run, name: st
 
 def drop_abandoned(sink: Sink, ledger: Ledger) -> list[str]:
     """Drops shadows of runs that ended; returns their names."""
+    # In this order: a run is written down before it makes its shadow.
+    found = shadows(sink)
     open_names = {shadow_name(run.run_id) for run in ledger.open_runs() if run.kind == "refresh"}
     dropped = []
-    for shadow in shadows(sink):
+    for shadow in found:
         if shadow.name not in open_names:
             sink.command("dropping an abandoned shadow", f"DROP TABLE IF EXISTS {quoted(shadow.name)} SYNC")
             dropped.append(shadow.name)

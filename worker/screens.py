@@ -1052,10 +1052,33 @@ def _reconciled(result: Result, limit: int) -> None:
         say(f"{told}; {more}{left:,} differ.", style="red")
         if result.too_many:
             say(f"More than RECONCILE_HEAL_LIMIT ({limit:,}) differ, so none was mended; a replay mends them.")
+        _left_alone(name, result.withheld, result.ahead, "reconcile --heal --sealed")
     elif mended:
         say(f"{told}; {mended:,} differed and were mended.", style="green")
     else:
         say(f"{told}; both sides hold the same.", style="green")
+    _no_longer_kept(name, result.no_longer_kept)
+
+
+def _no_longer_kept(name: str, count: int) -> None:
+    if count:
+        say(f"{name}: {count:,} older events are no longer kept at the source (SOURCE_KEEPS_DAYS); they stay here.")
+
+
+def _left_alone(name: str, withheld: int, ahead: int, command: str) -> None:
+    """What was not mended although it differs, and what to do about it."""
+    if withheld:
+        say(
+            f"{name}: {withheld:,} events that the source no longer has lie on sealed days and were left; "
+            f"`retailmedia {command}` takes them away."
+        )
+    if ahead:
+        say(
+            f"{name}: {ahead:,} events are stored in a version that the source has not reached, so nothing was written over "
+            "them: the source went back in time, or somebody wrote them by hand. "
+            "`retailmedia pipeline --full-refresh` reads everything anew.",
+            style="red",
+        )
 
 
 def reconciliation_json(found: Sequence[Result]) -> dict[str, Any]:
@@ -1069,6 +1092,9 @@ def reconciliation_json(found: Sequence[Result]) -> dict[str, Any]:
                 "agrees": result.agrees,
                 "complete": result.complete,
                 "too_many_to_mend": result.too_many,
+                "left_on_sealed_days": result.withheld,
+                "ahead_of_the_source": result.ahead,
+                "no_longer_kept_at_the_source": result.no_longer_kept,
                 "horizon": result.horizon,
                 "days": [
                     {
@@ -1080,6 +1106,7 @@ def reconciliation_json(found: Sequence[Result]) -> dict[str, Any]:
                         "target_hash": _hash(day.target_hash),
                         "found": day.causes,
                         "mended": day.mended,
+                        "no_longer_kept": day.no_longer_kept,
                     }
                     for day in result.days
                 ],
@@ -1108,8 +1135,11 @@ def replayed(found: Sequence[Replay], pricing_model: PricingModel, *, dry_run: b
         say("")
     for entry in found:
         told = f"{entry.stream.name}: {entry.read:,} rows read again"
+        _left_alone(entry.stream.name, entry.withheld, entry.ahead, "replay --sealed")
+        _no_longer_kept(entry.stream.name, entry.no_longer_kept)
         if not entry.differs:
-            say(f"{told}; ClickHouse holds the same.", style="green")
+            holds = "" if entry.withheld or entry.ahead else "; ClickHouse holds the same"
+            say(f"{told}{holds}.", style="green")
             continue
         parts = (("missing", entry.missing), ("extra", entry.extra), ("stale", entry.stale))
         what = ", ".join(f"{count:,} {name}" for name, count in parts if count)
@@ -1126,6 +1156,9 @@ def replay_json(found: Sequence[Replay]) -> dict[str, Any]:
             "extra": entry.extra,
             "stale": entry.stale,
             "applied": entry.applied,
+            "left_on_sealed_days": entry.withheld,
+            "ahead_of_the_source": entry.ahead,
+            "no_longer_kept_at_the_source": entry.no_longer_kept,
             "days": [{"day": e.day, "events": e.events, "spend": e.spend} for e in entry.effect],
         }
         for entry in found

@@ -6,7 +6,7 @@ The hash of events is the one both databases compute alike, so a seal can be che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -22,11 +22,12 @@ from worker.calendar import Calendar, own
 from worker.config import Settings
 from worker.errors import RetailMediaError
 from worker.ledger import Ledger
+from worker.retention import kept_since
 from worker.sink import Sink, quoted
 from worker.source import Snapshot, Source
 from worker.sql import named
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
-from worker.windows import instant
+from worker.windows import format_instant, instant
 
 log = structlog.get_logger()
 
@@ -136,13 +137,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Both sides' events by day and stream, as of one snapshot of the source."""
+    """Both sides' events by day and stream, as of one snapshot of the source.
+
+    Of events from before `kept`, which the source need not have any more, its side says what the target does; `unasked`
+    are the days that have such.
+    """
 
     snapshot: Snapshot
     version: int
     complete_through: datetime
     source: dict[tuple[date, str], Content]
     target: dict[tuple[date, str], Content]
+    kept: datetime | None
+    unasked: frozenset[date]
 
 
 @cache
@@ -156,11 +163,11 @@ def code_version() -> str:
 
 
 def by_day(quarters: Iterable[Sequence[Any]], calendar: Calendar) -> dict[date, Content]:
-    """Sums of quarters of an hour (place, rows, sums of ids, of campaigns, of mixed numbers, first and last id) by day,
-    each to the day in which it begins.
+    """Sums of quarters of an hour (place, rows, sums of ids, of campaigns, of mixed numbers, first and last id, and
+    whether of old events) by day, each to the day in which it begins.
     """
     result: dict[date, Content] = {}
-    for place, rows, _, _, mixed, first, last in quarters:
+    for place, rows, _, _, mixed, first, last, _ in quarters:
         day = calendar.day_of_micros((int(place) - QUARTERS_TO_1970) * QUARTER_MICROS)
         result[day] = result.get(day, Content()).joined(int(rows), int(first), int(last), int(mixed) % MODULUS)
     return result
@@ -184,17 +191,26 @@ def _look(
         table=quoted(EVENTS_TABLE), mixed=named("reconcile", "target_mixed")
     )
     doing = "adding up a day"
+    unasked: set[date] = set()
     with setbacks.reading(source, ledger, settings, EVENT_STREAMS, targets.values()) as read:
         snapshot, number = read.snapshot, read.version
+        kept = kept_since(settings, snapshot.taken_at)
+        if kept is not None:
+            unasked.update(day for day in days if calendar.bounds(day).lo < kept)
         for stream in EVENT_STREAMS:
             known = {"horizon": watermarks[stream.name], "event_type": stream.event_type, "held": _held(sink, stream)}
             for some, lo, hi in looks:
                 parameters = {**known, "lo": lo, "hi": hi}
-                rows = source.in_snapshot(doing, "reconcile", "source_quarters", stream, parameters, mixed=mixed)
-                ours.update(_contents(rows, stream, some, calendar))
-                rows = sink.query(doing, statement, parameters)
+                asked = {"kept": kept or "-infinity", **parameters}
+                mine = source.in_snapshot(doing, "reconcile", "source_quarters", stream, asked, mixed=mixed)
+                rows = sink.query(doing, statement, {"kept": kept or lo, **parameters})
                 theirs.update(_contents(rows, stream, some, calendar))
-    return _Look(snapshot, number, min(watermarks.values()), ours, theirs)
+                # What the source need not keep any more counts as it is here.
+                old = [row for row in rows if row[-1]]
+                unasked.update(day for day, _ in _contents(old, stream, some, calendar))
+                young = [row for row in mine if not row[-1]]
+                ours.update(_contents([*young, *old], stream, some, calendar))
+    return _Look(snapshot, number, min(watermarks.values()), ours, theirs, kept, frozenset(unasked))
 
 
 def _contents(
@@ -205,7 +221,7 @@ def _contents(
         found = by_day(quarters, calendar)
         return {(day, stream.name): found[day] for day in days if day in found}
     content = Content()
-    for _, rows, _, _, mixed, first, last in quarters:
+    for _, rows, _, _, mixed, first, last, _ in quarters:
         content = content.joined(int(rows), int(first), int(last), int(mixed) % MODULUS)
     return {(days[0], stream.name): content} if quarters else {}
 
@@ -246,6 +262,8 @@ def seal(
     source: Source, sink: Sink, ledger: Ledger, settings: Settings, days: Sequence[date]
 ) -> tuple[list[Seal], list[date]]:
     """Seals these final days, whose metrics are up to date. Returns new seals, and days on which the sides differ.
+
+    Events older than the source keeps are sealed as they are here.
 
     A day that says what its last seal says keeps it; one that was restated gets a seal that names the one before.
     """
@@ -313,6 +331,19 @@ def _sealed(
     )
 
 
+def _content_parts(stream: Stream, sealed: Content, ours: Content | None, theirs: Content) -> list[Part]:
+    """What a seal says of a stream's events and what is so now; of the source nothing where `ours` is None."""
+
+    def part(name: str, told: Callable[[Content], Any]) -> Part:
+        return Part(f"{stream.name}: {name}", told(sealed), None if ours is None else told(ours), told(theirs))
+
+    return [
+        part("rows", lambda content: content.rows),
+        part("ids", lambda content: f"{content.first_id} to {content.last_id}"),
+        part("content", lambda content: f"{content.content_hash:016x}"),
+    ]
+
+
 def verify(source: Source, sink: Sink, ledger: Ledger, settings: Settings, day: date) -> Verdict:
     """Computes anew, from both sides, what the day's seal says. Raises `RetailMediaError` for a day without a seal."""
     found = last_seal(sink, day)
@@ -326,14 +357,9 @@ def verify(source: Source, sink: Sink, ledger: Ledger, settings: Settings, day: 
     look = _look(source, sink, ledger, settings, [day], calendar)
     parts: list[Part] = []
     for stream in EVENT_STREAMS:
-        sealed = found.content(stream.name)
-        ours = look.source.get((day, stream.name), Content())
         theirs = look.target.get((day, stream.name), Content())
-        parts += [
-            Part(f"{stream.name}: rows", sealed.rows, ours.rows, theirs.rows),
-            Part(f"{stream.name}: ids", *(f"{c.first_id} to {c.last_id}" for c in (sealed, ours, theirs))),
-            Part(f"{stream.name}: content", *(f"{c.content_hash:016x}" for c in (sealed, ours, theirs))),
-        ]
+        known = None if day in look.unasked else look.source.get((day, stream.name), Content())
+        parts += _content_parts(stream, found.content(stream.name), known, theirs)
     metrics = metrics_of(sink, day)
     model = metrics.pricing_model or settings.pricing_model
     parts += [
@@ -344,6 +370,11 @@ def verify(source: Source, sink: Sink, ledger: Ledger, settings: Settings, day: 
         Part("time zone", found.reporting_timezone, None, settings.reporting_timezone),
     ]
     notes = []
+    if day in look.unasked and look.kept is not None:
+        notes.append(
+            f"The source keeps events for {settings.source_keeps_days} days, so what it holds of the day, which began "
+            f"before {format_instant(look.kept)}, was not compared."
+        )
     if found.code_version != code_version():
         notes.append(f"Sealed by version {found.code_version}, looked at by version {code_version()}.")
     if (found.source_system_id, found.source_timeline) != (look.snapshot.system_id, look.snapshot.timeline):

@@ -685,15 +685,16 @@ class Source:
         """A REPEATABLE READ transaction; statements inside see the database as of its start.
 
         `streams` are those whose tables are read in it. Each is locked against whatever rewrites or replaces a table
-        before the snapshot is taken: what is older than a rewrite finds the rewritten table empty. With `newer` the
-        snapshot has a greater version than every one taken before. Not retried here: what was read in it is void once
-        it is lost. Raises `SourceFailure` where not every row can be seen, and `TransientSource`, also where a lock was
-        not granted within `lock_wait_seconds`.
+        before the snapshot is taken: what is older than a rewrite finds the rewritten table empty. With `newer` its
+        version is greater than that of every snapshot taken before, also where nothing was written since: what is
+        written with it takes the place of what is stored. Not retried here: what was read in it is void once it is
+        lost. Raises `SourceFailure` where not every row can be seen, and `TransientSource`, also where a lock was not
+        granted within `lock_wait_seconds`.
         """
         tables = sorted({stream.source_table for stream in streams})
         if newer:
-            # In a transaction of its own, and over before the snapshot.
-            self._once("drawing a transaction id", "SELECT pg_current_xact_id()")
+            # By itself, before the transaction that reads: once it is over, every snapshot has it behind itself.
+            self._once("passing earlier snapshots", named("source", "pass_snapshots"))
         self._once("opening a snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             if tables:
@@ -749,7 +750,7 @@ class Source:
     def draw_transactions(self, count: int) -> None:
         """Makes the server give out so many transaction ids, each in a transaction of its own."""
         for _ in range(count):
-            self._query("drawing a transaction id", "SELECT pg_current_xact_id()")
+            self._query("passing earlier snapshots", named("source", "pass_snapshots"))
 
     def read_events(self, stream: Stream, window: Window, chunk_rows: int) -> Iterator[EventColumns]:
         """The window's rows in (inserted_at, id) order within the open snapshot, in chunks of `chunk_rows`; the last

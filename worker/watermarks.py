@@ -118,17 +118,41 @@ return redis.call('ZRANGE', KEYS[1], 0, -1)
 """
 )
 
+# Two planners at once see the same nothing in flight. Only the first gets a window, also where the second cut it
+# differently; instants are texts of one length, which sort as time does. What is given up is in nobody's way.
 _TAKE_OFF = (
     _NOW
     + """
 local now = now_ms()
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local flying = {}
+local function ends(window)
+    return string.match(window, '^(.*)/(.*)$')
+end
+for _, window in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    local lo, hi = ends(window)
+    if lo then table.insert(flying, {lo, hi}) end
+end
+local taken = {}
 for i = 2, #ARGV do
-    redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
-    redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), KEYS[1] .. '|' .. ARGV[i])
+    local lo, hi = ends(ARGV[i])
+    local free = true
+    for _, other in ipairs(flying) do
+        if lo < other[2] and other[1] < hi then
+            free = false
+            break
+        end
+    end
+    if free then
+        redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
+        redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), KEYS[1] .. '|' .. ARGV[i])
+        table.insert(flying, {lo, hi})
+        table.insert(taken, ARGV[i])
+    end
 end
 redis.call('PEXPIRE', KEYS[1], 86400000)
 redis.call('PEXPIRE', KEYS[2], 86400000)
-return #ARGV - 1
+return taken
 """
 )
 
@@ -369,13 +393,18 @@ class WatermarkStore:
     def _waiting_key(self, queue: str) -> str:
         return f"{PREFIX}:waiting:{queue}"
 
-    def take_off(self, stream: Stream, uuid: UUID, windows: Iterable[Window], seconds: float, queue: str) -> None:
+    def take_off(
+        self, stream: Stream, uuid: UUID, windows: Iterable[Window], seconds: float, queue: str
+    ) -> list[Window]:
         """Marks windows as handed out to a queue: for that long, and for as long as others of the queue are worked on
-        before it is their turn."""
-        members = [str(window) for window in windows]
-        if members:
-            keys = [self._flight_key(stream, uuid), self._waiting_key(queue), f"{PREFIX}:handed:{queue}"]
-            self.script(_TAKE_OFF, keys, [int(seconds * 1000), *members])
+        before it is their turn. Returns those it marked: none that overlaps one in flight, whoever handed that out.
+        """
+        members = {str(window): window for window in windows}
+        if not members:
+            return []
+        keys = [self._flight_key(stream, uuid), self._waiting_key(queue), f"{PREFIX}:handed:{queue}"]
+        taken: list[str] = self.script(_TAKE_OFF, keys, [int(seconds * 1000), *members])
+        return [members[member] for member in taken]
 
     @contextmanager
     def window_lease(

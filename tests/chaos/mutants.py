@@ -5,14 +5,15 @@ A harness that lets one of them pass proves nothing, so each names the schedule 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from tests.chaos.points import replace as patch
 from worker.ledger import Coverage
-from worker.source import Horizon
+from worker.source import Horizon, Snapshot
 from worker.sql import statements
 from worker.watermarks import Watermark, parse_watermark
 from worker.windows import ORIGIN, Window
@@ -159,6 +160,34 @@ def _calendar_unmarked() -> None:
     patch("worker.calendars:_finished", lambda original: lambda sink, ledger, entries: entries)
 
 
+def _made_up_version() -> None:
+    def snapshot(original: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def taken(self: Any, *args: Any, newer: bool = False, **options: Any) -> Iterator[Snapshot]:
+            with original(self, *args, **options) as found:
+                yield _OneAbove(*astuple(found)) if newer else found
+
+        return taken
+
+    patch("worker.source:Source.snapshot", snapshot)
+
+
+class _OneAbove(Snapshot):
+    """A snapshot that claims to be one version newer than it is."""
+
+    def version(self, generation: int) -> int:
+        """One more than what the snapshot shows."""
+        return Snapshot.version(self, generation) + 1
+
+
+def _forgetful_mend() -> None:
+    def live_only(sink: Any, insert: Callable[[str], None]) -> None:
+        insert("ad_events")
+
+    for module in ("reconcile", "replay"):
+        patch(f"worker.{module}:write_everywhere", lambda original: live_only)
+
+
 MUTANTS: dict[str, Mutant] = {
     "max-inserted-at": Mutant("watermark from max(inserted_at)", _newest_row, ("kill child at committed",)),
     "idle-transactions": Mutant("horizon without idle transactions", _idle_transactions, ("transaction held open",)),
@@ -185,4 +214,6 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "zombie-swap": Mutant("a swap by a zombie refresh", _zombie_swap, ("overtaken refresh",)),
     "empty-dimension": Mutant("an empty dimension believed", _believed, ("campaign emptied",)),
+    "made-up-version": Mutant("a made-up version", _made_up_version, ("heal while a row changes",)),
+    "forgetful-mend": Mutant("a mend that the swap forgets", _forgetful_mend, ("heal in the middle of a refresh",)),
 }

@@ -29,6 +29,7 @@ BEFORE: dict[str, str] = {
     "publishing": "worker.watermarks:WatermarkStore.publish",
     "built": "worker.metrics:_publish",
     "unswapped": "worker.refresh:swap",
+    "mending": "worker.reconcile:write",
     "calling back": "celery.backends.redis:RedisBackend.on_chord_part_return",
 }
 """Reached before the function does anything."""

@@ -110,3 +110,25 @@ def test_verify_says_sealed_or_which_part_differs(filled: Servers, writer: Conne
         "impressions: rows",
         "impressions: content",
     ]
+
+
+def test_sealed_days_are_taken_from_only_when_asked_for(filled: Servers, writer: Connection) -> None:
+    settings = filled.settings
+    metrics.note_finality(
+        filled.sink, settings, datetime(2026, 11, 18, tzinfo=UTC) + timedelta(hours=settings.finality_hours)
+    )
+    seal_due(filled)
+    write(writer, "DELETE FROM impressions WHERE id = 4")
+    left = command(settings, "reconcile", "--heal", "--stream", "impressions")
+    assert left.returncode == 3
+    assert "1 events that the source no longer has lie on sealed days" in " ".join(left.stdout.split())
+    alone = command(settings, "reconcile", "--sealed")
+    assert "--heal" in told(alone, 2)
+    window = ("--from", "2020-01-01", "--to", "2100-01-01", "--stream", "impressions")
+    replayed = json.loads(command(settings, "replay", *window, "--json").stdout)["impressions"]
+    assert (replayed["left_on_sealed_days"], replayed["extra"]) == (1, 0)
+    kept = json.loads(command(settings, "reconcile", "--json", SOURCE_KEEPS_DAYS="1").stdout)["streams"]["impressions"]
+    assert (kept["agrees"], kept["no_longer_kept_at_the_source"]) == (True, 1)
+    mended = command(settings, "reconcile", "--heal", "--sealed")
+    assert mended.returncode == 0, mended.stderr
+    assert_agreement(writer, filled)

@@ -49,11 +49,11 @@ def fill(servers: Servers, run: Run) -> None:
             return
 
 
-def finish(servers: Servers, run: Run) -> None:
+def finish(servers: Servers, run: Run, *, kept: datetime | None = None) -> None:
     refresh.finish(
         servers.sink, servers.ledger, servers.store, servers.settings, run,
         load=lambda stream, window: load_into(servers, run, stream, window),
-        now=lambda: datetime.now(UTC), wait=lambda _: None,
+        now=lambda: datetime.now(UTC), wait=lambda _: None, kept=kept,
     )  # fmt: skip
 
 

@@ -35,7 +35,10 @@ LAYERS: dict[str, float] = {
     "sourcetypes": 1,
     # Between the servers and what is done with them: whether a reading may be used at all.
     "setbacks": 2.5,
-    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "calendars", "broker", "ending", "failing"), 2),
+    **dict.fromkeys(
+        ("source", "sink", "watermarks", "ledger", "calendars", "broker", "ending", "failing", "mending", "retention"),
+        2,
+    ),
     **dict.fromkeys(
         (
             "pipeline",

@@ -17,32 +17,37 @@
 * toInt64((bitAnd(id, 2147483647) * toInt64(122949823) + bitAnd(at, 2147483647) * toInt64(160481183)) %% toInt64(2147483587)))
 
 -- name: source_quarters
--- By quarter of an hour, counted from 1900 so that division never rounds up: hours, and days of
--- almost every zone, are made of these. `unplanned` keeps the planner from looking through the subquery, where it would expect a group per row and
--- sort ten million of them instead of adding up in parallel.
-SELECT (at + 2208988800000000) / 900000000 AS place, count(*), sum(id), sum(campaign), sum({mixed}), min(id), max(id)
+-- By quarter of an hour, counted from 1900 so that division never rounds up: hours, and days of almost every zone, are
+-- made of these; `old` are events the source need not keep any more. `unplanned` keeps the planner from looking through the
+-- subquery, where it would expect a group per row and sort ten million of them instead of adding up in parallel.
+SELECT
+    (at + 2208988800000000) / 900000000 AS place, count(*), sum(id), sum(campaign), sum({mixed}), min(id), max(id), old
 FROM
 (
     SELECT
         id::bigint AS id,
         coalesce(campaign_id, 0)::bigint AS campaign,
         (extract(epoch FROM created_at) * 1000000)::bigint AS at,
+        created_at < %(kept)s OR inserted_at < %(kept)s AS old,
         clock_timestamp() AS unplanned
     FROM {table}
     WHERE inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
         AND id <> ALL (%(held)s::bigint[])
 ) AS events
-GROUP BY place
+GROUP BY place, old
 
 -- name: target_quarters
-SELECT intDiv(at + 2208988800000000, 900000000) AS place, count(), sum(id), sum(campaign), sum({mixed}), min(id), max(id)
+SELECT
+    intDiv(at + 2208988800000000, 900000000) AS place, count(), sum(id), sum(campaign), sum({mixed}), min(id), max(id), old
 FROM
 (
-    SELECT event_id AS id, campaign_id AS campaign, toUnixTimestamp64Micro(created_at) AS at
+    SELECT
+        event_id AS id, campaign_id AS campaign, toUnixTimestamp64Micro(created_at) AS at,
+        created_at < %(kept)s OR inserted_at < %(kept)s AS old
     FROM {table} FINAL
     WHERE event_type = %(event_type)s AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
 )
-GROUP BY place
+GROUP BY place, old
 SETTINGS do_not_merge_across_partitions_select_final = 1
 
 -- name: source_ranges
@@ -56,7 +61,7 @@ FROM
         (extract(epoch FROM created_at) * 1000000)::bigint AS at,
         clock_timestamp() AS unplanned
     FROM {table}
-    WHERE inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
+    WHERE inserted_at >= %(kept)s AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
         AND id <> ALL (%(held)s::bigint[])
 ) AS events
 WHERE (at + 2208988800000000) / 900000000 = ANY (%(places)s::bigint[])
@@ -68,14 +73,16 @@ FROM
 (
     SELECT event_id AS id, campaign_id AS campaign, toUnixTimestamp64Micro(created_at) AS at
     FROM {table} FINAL
-    WHERE event_type = %(event_type)s AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
+    WHERE event_type = %(event_type)s AND inserted_at >= %(kept)s AND inserted_at < %(horizon)s
+        AND created_at >= %(lo)s AND created_at < %(hi)s
 )
 WHERE intDiv(at + 2208988800000000, 900000000) IN %(places)s
 GROUP BY place
 SETTINGS do_not_merge_across_partitions_select_final = 1
 
 -- name: source_pieces
--- By smaller range of ids, of ranges of `width` ids that begin at `begins`, whenever their events happened.
+-- By smaller range of ids, of ranges that begin at `begins` and whose last id is `beyond` higher: the one behind it may
+-- be no number any more. Whenever their events happened.
 SELECT id >> %(shift)s AS place, count(*), sum(id), sum(campaign), sum({mixed})
 FROM unnest(%(begins)s::bigint[]) AS piece (start)
 CROSS JOIN LATERAL
@@ -85,8 +92,8 @@ CROSS JOIN LATERAL
         coalesce(campaign_id, 0)::bigint AS campaign,
         (extract(epoch FROM created_at) * 1000000)::bigint AS at
     FROM {table}
-    WHERE id >= piece.start AND id < piece.start + %(width)s
-        AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
+    WHERE id >= piece.start AND id <= piece.start + %(beyond)s
+        AND inserted_at >= %(kept)s AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
         AND id <> ALL (%(held)s::bigint[])
 ) AS events
 GROUP BY place
@@ -99,7 +106,7 @@ FROM
     FROM {table} FINAL
     WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s
         AND bitShiftRight(event_id, %(above)s) IN %(places)s
-        AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
+        AND inserted_at >= %(kept)s AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
 )
 GROUP BY place
 SETTINGS do_not_merge_across_partitions_select_final = 1
@@ -115,8 +122,8 @@ CROSS JOIN LATERAL
         coalesce(campaign_id, 0)::bigint AS campaign,
         (extract(epoch FROM created_at) * 1000000)::bigint AS at
     FROM {table}
-    WHERE id >= piece.start AND id < piece.start + %(width)s
-        AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
+    WHERE id >= piece.start AND id <= piece.start + %(beyond)s
+        AND inserted_at >= %(kept)s AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
         AND id <> ALL (%(held)s::bigint[])
 ) AS events
 
@@ -128,7 +135,7 @@ FROM
     FROM {table} FINAL
     WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s
         AND bitShiftRight(event_id, %(above)s) IN %(places)s
-        AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
+        AND inserted_at >= %(kept)s AND inserted_at < %(horizon)s AND created_at >= %(lo)s AND created_at < %(hi)s
 )
 SETTINGS do_not_merge_across_partitions_select_final = 1
 
@@ -148,8 +155,10 @@ FROM {table} FINAL
 WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s AND event_id IN %(ids)s
 
 -- name: target_versions
--- The newest version stored of each event, tombstones too, and how often it is stored.
-SELECT event_id, max(_version) AS newest, countEqual(groupArray(_version), newest)
+-- The newest version stored of each event, tombstones too, and how many different rows there are of it. The same row
+-- stored twice is one to readers and to merges.
+SELECT event_id, max(_version) AS newest,
+    arrayUniq(arrayFilter(row -> row.1 = newest, groupArray((_version, _deleted, campaign_id, created_at))))
 FROM {table}
 WHERE event_type = %(event_type)s AND event_id BETWEEN %(first)s AND %(last)s AND event_id IN %(ids)s
 GROUP BY event_id
@@ -176,7 +185,7 @@ ORDER BY place
 SETTINGS do_not_merge_across_partitions_select_final = 1
 
 -- name: repeated
--- Events of these ranges stored more than once in one version.
+-- Events of these ranges stored with different values in one version.
 SELECT DISTINCT event_id
 FROM
 (
@@ -186,7 +195,7 @@ FROM
         AND bitShiftRight(event_id, %(above)s) IN %(places)s
         AND created_at >= %(lo)s AND created_at < %(hi)s AND NOT _deleted
     GROUP BY event_id, _version
-    HAVING count() > 1
+    HAVING uniqExact(campaign_id, created_at) > 1
 )
 LIMIT %(limit)s
 
@@ -225,9 +234,9 @@ ORDER BY date_id
 
 -- name: finish_unfinished
 INSERT INTO reconciliations (run_id, stream, date_id, horizon, source_rows, target_rows, source_hash, target_hash, state,
-    missing, extra, stale, duplicate, mended, sample)
+    missing, extra, stale, duplicate, mended, no_longer_kept, sample)
 SELECT run_id, stream, date_id, horizon, source_rows, target_rows, source_hash, target_hash, 'mismatch', missing, extra,
-    stale, duplicate, mended, sample
+    stale, duplicate, mended, no_longer_kept, sample
 FROM
 (
     SELECT * FROM reconciliations ORDER BY checked_at DESC LIMIT 1 BY run_id, stream, date_id

@@ -182,6 +182,10 @@ WHERE (datid = (SELECT oid FROM pg_database WHERE datname = current_database()) 
     )
 ORDER BY since
 
+-- name: pass_snapshots
+-- Takes a transaction's number and writes nothing, which read-only sessions may: snapshots count the numbers taken.
+SELECT pg_current_xact_id()
+
 -- name: prepared_transactions
 SELECT gid, owner::text, prepared
 FROM pg_prepared_xacts

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import structlog
 
-from worker import pipeline, quality, quarantine, standing
+from worker import mending, pipeline, quality, quarantine, standing
 from worker.celery import Servers, app, servers
-from worker.errors import RetailMediaError
+from worker.errors import RetailMediaError, Superseded
 from worker.quality import Scope
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.tasks import arguments
@@ -87,17 +88,19 @@ def _reload(here: Servers, stream: Stream, window: Window, uuid: Any, occasion: 
     with here.store.window_lease(stream, uuid, window, here.settings.lease_seconds) as held:
         if held is None:
             return None
-        return pipeline.load_window(
-            here.source,
-            here.sink,
-            here.ledger,
-            here.settings,
-            stream,
-            window,
-            table=EVENTS_TABLE,
-            uuid=uuid,
-            again=occasion,
-        )
+        found = _read_again(here, stream, window, EVENTS_TABLE, uuid, occasion)
+    # The live table first: a row that is there stands as loaded, and a refresh begun meanwhile read the decision.
+    for name, shadow in mending.event_tables(here.sink):
+        if shadow != uuid:
+            with suppress(Superseded):
+                _read_again(here, stream, window, name, shadow, occasion)
+    return found
+
+
+def _read_again(here: Servers, stream: Stream, window: Window, table: str, uuid: Any, occasion: str) -> pipeline.Loaded:
+    return pipeline.load_window(
+        here.source, here.sink, here.ledger, here.settings, stream, window, table=table, uuid=uuid, again=occasion
+    )
 
 
 @app.task

@@ -28,13 +28,18 @@ ABANDONED_SECONDS = 86_400
 """Age from which a table of a replay belongs to nobody. By hand a replay may take hours."""
 
 
-def compare(here: Servers, stream: Stream, within: Window = reconcile.EVER, *, heal: bool) -> Result:
-    """Compares one stream, and where rows were mended rebuilds the metrics of their days and writes down the end."""
+def compare(
+    here: Servers, stream: Stream, within: Window = reconcile.EVER, *, heal: bool, sealed: bool = False
+) -> Result:
+    """Compares one stream, and where rows were mended rebuilds the metrics of their days and writes down the end.
+
+    `sealed`: a person wants events taken away also from days that have a seal.
+    """
     if heal:
         _take_up_unfinished(here)
     run_id = pipeline.new_run_id(to_micros(here.source.now()))
     result = reconcile.reconcile(
-        here.source, here.sink, here.ledger, here.settings, stream, within, heal=heal, run_id=run_id
+        here.source, here.sink, here.ledger, here.settings, stream, within, heal=heal, run_id=run_id, sealed=sealed
     )
     if result.rebuild:
         metrics.rebuild_all(here.sink, here.settings, sorted(result.rebuild))
@@ -62,17 +67,31 @@ class _Aside(Ledger):
         """Marks none."""
 
 
-def replay_window(here: Servers, stream: Stream, window: Window, *, dry_run: bool) -> Replay:
-    """Reads a window of a stream again; unless `dry_run`, brings over what differs and rebuilds the days it touches."""
+def replay_window(here: Servers, stream: Stream, window: Window, *, dry_run: bool, sealed: bool = False) -> Replay:
+    """Reads a window of a stream again; unless `dry_run`, brings over what differs and rebuilds the days it touches.
+
+    `sealed`: a person wants events taken away also from days that have a seal.
+    """
     run_id = pipeline.new_run_id(to_micros(here.source.now()))
     aside = _Aside(here.sink)
 
     def load(stream: Stream, piece: Window, table: str, uuid: UUID) -> None:
         pipeline.load_window(
-            here.source, here.sink, aside, here.settings, stream, piece, table=table, uuid=uuid, run_id=run_id
+            here.source,
+            here.sink,
+            aside,
+            here.settings,
+            stream,
+            piece,
+            table=table,
+            uuid=uuid,
+            run_id=run_id,
+            newer=True,
         )
 
-    with replay.prepared(here.source, here.sink, here.ledger, here.settings, stream, window, load) as ready:
+    with replay.prepared(
+        here.source, here.sink, here.ledger, here.settings, stream, window, load, sealed=sealed
+    ) as ready:
         if dry_run:
             replay.note_compared(here.sink, run_id, ready.replay)
             return ready.replay
@@ -94,11 +113,17 @@ def _leased(here: Servers, stream: Stream, windows: Sequence[Window], *, heal: b
 def summary(found: Sequence[Result]) -> dict[str, Any]:
     """What comparisons of a stream found, in few words."""
     defects = [defect for result in found for defect in result.defects]
+    left = {
+        "left_on_sealed_days": sum(result.withheld for result in found),
+        "ahead_of_the_source": sum(result.ahead for result in found),
+        "no_longer_kept_at_the_source": sum(result.no_longer_kept for result in found),
+    }
     return {
         "days": sum(len(result.days) for result in found),
         "agrees": all(result.agrees for result in found),
         "found": len(defects),
         "mended": sum(defect.mended for defect in defects),
+        **{name: count for name, count in left.items() if count},
     }
 
 

@@ -13,6 +13,7 @@ from worker import pipeline, planner, refresh, setbacks
 from worker.celery import Servers, app, servers
 from worker.errors import SourceWentBack, Superseded
 from worker.ledger import Run
+from worker.retention import kept_since
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.streams import stream as stream_of
 from worker.tasks import arguments, turns
@@ -154,6 +155,7 @@ def _advance(run: Run) -> str:
             load=load,
             now=lambda: datetime.now(UTC),
             wait=time.sleep,
+            kept=kept_since(here.settings, here.source.now()),
         )
     if run.metrics_update and not settle(here, run.updated_at):
         cause = hopeless(here, run, ())

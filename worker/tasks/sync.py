@@ -68,13 +68,16 @@ def hand_out(
     table: str = EVENTS_TABLE,
     queue: str | None = None,
 ) -> int:
-    """Sends the planned windows to the workers, each queue's as a chord of its own; returns how many."""
+    """Sends the planned windows to the workers, each queue's as a chord of its own; returns how many.
+
+    Those that another planner handed out meanwhile, whole or in part, are not sent.
+    """
     stream = planned.stream
     count = 0
-    for windows, name in ((planned.fresh, "realtime"), (planned.backlog, "backfill")):
+    for wanted, name in ((planned.fresh, "realtime"), (planned.backlog, "backfill")):
+        target = queue or name
+        windows = here.store.take_off(stream, planned.target_uuid, wanted, here.settings.lease_seconds, target)
         if windows:
-            target = queue or name
-            here.store.take_off(stream, planned.target_uuid, windows, here.settings.lease_seconds, target)
             header = group(_signature(stream, window, planned.target_uuid, table, run_id, target) for window in windows)
             chord(header)(follow_up.set(queue=target))
             count += len(windows)
