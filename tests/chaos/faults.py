@@ -1155,4 +1155,4 @@ def canary(stage: Stage, *, what: str = "after healing", seconds: float = PATIEN
 
 
 # At the end: these modules register faults with what stands above.
-from tests.chaos import faults_calendar, faults_dimensions, faults_ledger, faults_mends, faults_money, faults_source  # noqa: E402, F401, E501
+from tests.chaos import faults_calendar, faults_dimensions, faults_ledger, faults_mends, faults_money, faults_source  # noqa: E402, F401
