@@ -149,7 +149,12 @@ def clock_set_back(scene: Scene, minutes: int) -> Iterator[None]:
             ahead = format_instant(servers.source.now() + timedelta(minutes=minutes))
             with stage.redis() as client:
                 for stream in STREAMS:
-                    told: dict[Any, Any] = {"horizon": ahead, "complete_through": ahead, "seen_at": ahead, "held_by": ""}
+                    told: dict[Any, Any] = {
+                        "horizon": ahead,
+                        "complete_through": ahead,
+                        "seen_at": ahead,
+                        "held_by": "",
+                    }
                     client.hset(f"retailmedia:observed:{stream}", mapping=told)
             stage.send("worker.tasks.sync.plan", {"streams": ["impressions"]}, "realtime", expires=30)
             return False

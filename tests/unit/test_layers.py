@@ -40,7 +40,18 @@ LAYERS: dict[str, float] = {
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
-WITHIN_LEAVES: tuple[str, ...] = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient", "rules")
+WITHIN_LEAVES: tuple[str, ...] = (
+    "errors",
+    "config",
+    "windows",
+    "columns",
+    "streams",
+    "sql",
+    "logs",
+    "copyframes",
+    "transient",
+    "rules",
+)
 WITHIN_LEAVES += ("sessions",)
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}
