@@ -299,7 +299,10 @@ def test_a_shadow_that_is_dropped_while_a_window_is_read_for_it_is_no_failure(
 
     def overtaken(*arguments: Any, **options: Any) -> Any:
         monkeypatch.undo()
-        complete_refresh(servers, "drops")
+        # Another worker's, with a session of its own: in this one a snapshot is open.
+        other = Servers.open(servers.settings)
+        complete_refresh(other, "drops")
+        other.close()
         return read_events(*arguments, **options)
 
     monkeypatch.setattr(servers.source, "read_events", overtaken)
