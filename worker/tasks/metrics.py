@@ -98,6 +98,7 @@ def rebuild_dirty(
         if held is None:
             return Rebuilding()
         rebuilt, tried, retried = 0, set[date](), False
+        failing = failing_days(here.sink, since or ORIGIN)
         marked_since = ORIGIN if everything else here.store.clean_since()
         while True:
             asked_at = here.ledger.now()
@@ -105,10 +106,9 @@ def rebuild_dirty(
             if not days:
                 here.store.set_clean_since(asked_at - CLOCK_SLACK)
                 return Rebuilding(rebuilt, settled=True)
-            failing = failing_days(here.sink, since or ORIGIN)
-            chosen = [day for day in days if day not in failing]
+            chosen = [day for day in days if day not in failing and day not in tried]
             if not chosen and not retried:
-                again = (failing[day] for day in days if day not in tried)
+                again = (failing[day] for day in days if day in failing)
                 chosen, retried = _rested(again, for_run=since is not None), True
             if not chosen:
                 return Rebuilding(rebuilt)
