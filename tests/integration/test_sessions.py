@@ -19,7 +19,6 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from tests.agreement import assert_agreement, sync
-from tests.conftest import administer
 from tests.integration.test_pipeline import add, campaigns, write
 from worker import doctor
 from worker.celery import Servers
@@ -192,7 +191,8 @@ def test_settings_of_a_role_do_not_reach_our_sessions(servers: Servers, writer: 
     }  # fmt: skip
     database = write(writer, "SELECT current_database()")[0][0]
     for name, value in hostile.items():
-        administer(servers.settings.source_dsn, f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}")
+        # In a session that is open already: a new one would have them.
+        write(writer, f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}")
     with Source(servers.settings) as source:
         columns, rows = source.described(
             "looking", "SELECT current_setting('TimeZone'), current_setting('row_security')"
