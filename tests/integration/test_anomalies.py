@@ -322,7 +322,7 @@ def test_a_spent_budget_and_an_ended_flight(servers: Servers, writer: Connection
 
 
 def test_only_whole_days_are_judged(servers: Servers, writer: Connection) -> None:
-    settings = servers.settings.model_copy(update={"reporting_timezone": "Pacific/Auckland"})
+    settings = servers.settings = servers.settings.model_copy(update={"reporting_timezone": "Pacific/Auckland"})
     migrate.migrate(servers.sink, settings)
     now = datetime(2026, 11, 20, 12, tzinfo=UTC)  # the 21st there
     assert anomalies.whole_day(servers.sink, settings, "2026-11-20", now) == date(2026, 11, 20)
