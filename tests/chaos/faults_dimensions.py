@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from tests.chaos.faults import PATIENCE, Scene, fault
@@ -11,6 +12,23 @@ from worker.streams import STREAMS
 
 POISONED = 4
 """A campaign that exists from the beginning; events of it are counted all the time."""
+
+
+ASK_SECONDS = 5.0
+"""Ticks of campaigns asked for closer together would wait in line, each with a look at all metrics behind it."""
+
+
+class _Asking:
+    """Asks for a tick of campaigns now and then."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._due = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + ASK_SECONDS
+            _ask_for_campaigns(self._stage)
 
 
 def _ask_for_campaigns(stage: Stage) -> None:
@@ -39,6 +57,7 @@ def _deleted(stage: Stage) -> set[int]:
 def campaign_poisoned(scene: Scene, bid: str) -> Iterator[None]:
     """A campaign's bid becomes one that cannot be kept; campaigns beside it go on arriving, and it comes back mended."""
     stage = scene.stage
+    ask = _Asking(stage)
     stage.write("ALTER TABLE campaign ALTER bid TYPE numeric")
     ((before,),) = stage.write("SELECT bid FROM campaign WHERE id = %s", POISONED)
     stage.write("UPDATE campaign SET bid = %s WHERE id = %s", bid, POISONED)
@@ -48,7 +67,7 @@ def campaign_poisoned(scene: Scene, bid: str) -> Iterator[None]:
         )
 
         def isolated() -> bool:
-            _ask_for_campaigns(stage)
+            ask()
             with stage.servers() as servers:
                 rows = servers.sink.query(
                     "looking",
@@ -64,7 +83,7 @@ def campaign_poisoned(scene: Scene, bid: str) -> Iterator[None]:
 
     def back() -> None:
         def mended() -> bool:
-            _ask_for_campaigns(stage)
+            ask()
             return POISONED not in _held(stage)
 
         eventually(mended, "the mended campaign is out of quarantine", PATIENCE, every=0.5)
@@ -78,6 +97,7 @@ def campaign_poisoned(scene: Scene, bid: str) -> Iterator[None]:
 def campaign_emptied(scene: Scene, share: float) -> Iterator[None]:
     """Somebody deletes campaigns by mistake and puts them back; until a person says that it is meant, nobody believes it."""
     stage = scene.stage
+    ask = _Asking(stage)
     stage.write(
         "CREATE TABLE campaign_kept AS SELECT * FROM campaign ORDER BY id DESC "
         "LIMIT (SELECT ceil(%s * count(*)) FROM campaign)",
@@ -87,7 +107,7 @@ def campaign_emptied(scene: Scene, share: float) -> Iterator[None]:
         stage.write("DELETE FROM campaign WHERE id IN (SELECT id FROM campaign_kept)")
 
         def noticed() -> bool:
-            _ask_for_campaigns(stage)
+            ask()
             if _deleted(stage):
                 raise Violation(f"campaigns were marked deleted: {sorted(_deleted(stage))[:5]}")
             with stage.servers() as servers:
@@ -102,7 +122,7 @@ def campaign_emptied(scene: Scene, share: float) -> Iterator[None]:
 
     def untouched() -> None:
         def over() -> bool:
-            _ask_for_campaigns(stage)
+            ask()
             with stage.servers() as servers:
                 return not standing.failing(servers.ledger, [STREAMS["campaigns"]])["campaigns"]
 
