@@ -193,6 +193,11 @@ def _redis(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]
     else:
         told = f"maxmemory-policy is {policy}: it may drop messages"
         yield Finding("Redis", "memory", "wrong", told, "CONFIG SET maxmemory-policy noeviction")
+    if facts["configures"]:
+        told = "its user may change the server's configuration, and so have it write files"
+        yield Finding("Redis", "rights", "note", told, "use a user with the rules of deploy/redis/users.acl")
+    else:
+        yield Finding("Redis", "rights", "ok", "its user cannot change the server's configuration")
     yield _skew("Redis", datetime.fromtimestamp(float(facts["time"]), UTC), now())
 
 
