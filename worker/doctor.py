@@ -83,13 +83,19 @@ def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Findi
         if facts["reads_all_stats"]:
             found = f"role {facts['role']} sees when others' transactions began"
             yield Finding("PostgreSQL", "privilege", "ok", found)
+            if facts["sees_statements"]:
+                told = f"role {facts['role']} also sees others' statements, with every value in them"
+                yield Finding(
+                    "PostgreSQL", "rights", "note", told, "deploy/postgres/roles.sql makes a role that does not"
+                )
         else:
             yield Finding(
                 "PostgreSQL",
                 "privilege",
                 "wrong",
                 f"role {facts['role']} cannot see when others' transactions began",
-                f'as a superuser: GRANT pg_read_all_stats TO "{facts["role"]}";',
+                f'as a superuser: GRANT pg_read_all_stats TO "{facts["role"]}"; or run deploy/postgres/roles.sql, '
+                "which shows less",
             )
         for table in source.tables():
             yield _table(table, facts["role"])

@@ -33,9 +33,10 @@ from tests.processes import ROOT, celery, end, ready, until
 from worker import metrics, migrate, observe, pipeline, planner, refresh
 from worker.celery import Servers, create_app
 from worker.config import Settings
-from worker.errors import SinkFailure
+from worker.errors import HorizonUnsafe, SinkFailure
 from worker.ledger import Run
 from worker.sink import Sink
+from worker.source import Source
 from worker.streams import STREAMS
 
 # Messages
@@ -187,7 +188,8 @@ def limited_source(stack: Addresses, source_dsn: str) -> Iterator[str]:
     """The source as the role of deploy/postgres/roles.sql, made as the compose file makes it."""
     password = "s3cret'quoted"
     owner = urlsplit(stack.postgres_dsn)
-    script = (ROOT / "deploy/postgres/roles.sql").read_text()
+    # Twice, as after an upgrade.
+    script = (ROOT / "deploy/postgres/roles.sql").read_text() * 2 + (ROOT / "deploy/postgres/limits.sql").read_text()
     role = f"sync_{uuid.uuid4().hex[:8]}"
     subprocess.run(
         [
@@ -208,7 +210,7 @@ def limited_source(stack: Addresses, source_dsn: str) -> Iterator[str]:
     connection = psycopg2.connect(source_dsn)
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        cursor.execute(f"DROP OWNED BY {role}; DROP ROLE {role}; DROP SCHEMA retailmedia CASCADE")
     connection.close()
 
 
@@ -219,10 +221,27 @@ def test_the_role_of_the_source_is_enough_and_no_more(
     add(writer, "impressions", campaign, 50)
     limited = settings.model_copy(update={"postgres_dsn": limited_source})
     servers = Servers.open(limited)
+    writing = psycopg2.connect(settings.source_dsn)
     try:
         servers.source.require_safe()
+        assert servers.source.privileges()["sees_statements"] is False
         assert _everything(servers) == 50
+        with writing.cursor() as cursor:
+            cursor.execute("INSERT INTO advertiser (name) VALUES ('a literal of somebody else')")
+            cursor.execute("SELECT pg_backend_pid(), transaction_timestamp()")
+            ((pid, began),) = cursor.fetchall()
+        held = servers.source.horizon()
+        assert [(one.who, one.since) for one in held.holders if one.who == f"pid {pid}"] == [(f"pid {pid}", began)]
+        assert held.at is not None
+        assert held.at <= began
+        with psycopg2.connect(limited_source) as looking, looking.cursor() as cursor:
+            cursor.execute("SELECT query FROM pg_stat_activity WHERE pid = %s", (pid,))
+            assert cursor.fetchall() == [("<insufficient privilege>",)]
+            cursor.execute("SELECT * FROM retailmedia.sessions() AS one WHERE one::text LIKE '%literal of somebody%'")
+            assert cursor.fetchall() == []
+        looking.close()
     finally:
+        writing.close()
         servers.close()
     connection = psycopg2.connect(limited_source)
     connection.autocommit = True
@@ -234,10 +253,40 @@ def test_the_role_of_the_source_is_enough_and_no_more(
             "SELECT * FROM pg_authid",
             "SELECT pg_read_file('/etc/passwd')",
             "COPY clicks TO PROGRAM 'cat'",
+            *(
+                f"SET default_transaction_read_only = off; {statement}"
+                for statement in (
+                    "CREATE TEMPORARY TABLE mine (x int)",
+                    "SELECT lo_create(0)",
+                    "SELECT lo_from_bytea(0, 'x')",
+                    "SELECT pg_logical_emit_message(false, 'x', 'y')",
+                    "SELECT pg_notify('x', 'y')",
+                    "CREATE SCHEMA mine",
+                    "CREATE OR REPLACE FUNCTION retailmedia.sessions() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                    "SELECT pg_terminate_backend(pid) FROM retailmedia.sessions() WHERE usename <> current_user",
+                )
+            ),
         ):
-            with pytest.raises(psycopg2.Error, match=r"permission denied|read-only transaction|privileges"):
+            with pytest.raises(
+                psycopg2.Error, match=r"permission denied|read-only transaction|privileges|must be owner"
+            ):
                 cursor.execute(statement)
     connection.close()
+
+
+def test_a_function_whose_owner_sees_nothing_is_not_believed(
+    settings: Settings, writer: Connection, limited_source: str
+) -> None:
+    blind = f"blind_{uuid.uuid4().hex[:8]}"
+    with writer.cursor() as cursor:
+        cursor.execute(f"CREATE ROLE {blind}; ALTER FUNCTION retailmedia.sessions() OWNER TO {blind}")
+    try:
+        limited = settings.model_copy(update={"postgres_dsn": limited_source})
+        with Source(limited) as source, pytest.raises(HorizonUnsafe, match="cannot see when other roles"):
+            source.horizon()
+    finally:
+        with writer.cursor() as cursor:
+            cursor.execute(f"REASSIGN OWNED BY {blind} TO CURRENT_USER; DROP OWNED BY {blind}; DROP ROLE {blind}")
 
 
 def _everything(servers: Servers) -> int:
@@ -477,7 +526,7 @@ def test_the_roles_of_clickhouse_name_every_table_and_are_statements_it_understa
 
 def test_the_server_is_kept_from_what_no_grant_stands_for() -> None:
     """Read as text: the embedded engine takes no such configuration, and its file() reads whatever its user can."""
-    limits = ElementTree.parse(ROOT / "deploy/clickhouse/limits.xml").getroot()
+    limits = ElementTree.parse(ROOT / "deploy/clickhouse/limits.xml").getroot()  # noqa: S314 - our own file
     assert limits.findtext("access_control_improvements/table_engines_require_grant") == "true"
     assert str(limits.findtext("user_files_path")).startswith("/var/lib/clickhouse/no_")
     assert not limits.findtext("allowed_disks_for_table_engines")
