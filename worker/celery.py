@@ -19,7 +19,7 @@ from kombu import Exchange, Queue
 
 from beat_schedule import PROFILES
 from worker import broker, ending, logs, observe
-from worker.config import Settings, load
+from worker.config import Settings, load, surroundings
 from worker.errors import BadInput, Unreachable
 from worker.ledger import Ledger
 from worker.sink import Sink
@@ -286,6 +286,13 @@ def _keep_buffers_out_of_the_heap(**_: Any) -> None:
 
 signals.worker_process_init.connect(_forget_servers, weak=False)
 signals.worker_process_shutdown.connect(_forget_servers, weak=False)
+
+
+if "flower" in sys.argv[1:]:
+    # Flower looks at its environment before it asks the app for anything.
+    from worker import flower
+
+    flower.install(surroundings())
 
 
 def _touch(path: Path) -> None:

@@ -13,7 +13,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         ("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient", "rules"), 1
     ),
-    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending"), 2),
+    **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending", "flower"), 2),
     **dict.fromkeys(
         (
             "pipeline",
