@@ -255,8 +255,23 @@ class DomainTask(Task):  # type: ignore[type-arg]
             structlog.contextvars.clear_contextvars()
 
 
+CELERYS_OWN = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
+"""Variables that Celery would take before any setting of ours: half of the product would be on another server."""
+
+
+def _one_broker(settings: Settings) -> None:
+    """Takes Celery's own variables away, and says so where they name another server than our setting."""
+    environment = surroundings()
+    ours = _broker(settings)[0]
+    for name in CELERYS_OWN:
+        told = environment.pop(name, "")
+        if told and told != ours:
+            print(f"Warning: {name} is ignored; the broker is the one REDIS_URL names.", file=sys.stderr)
+
+
 def create_app(settings: Settings) -> Celery[Any]:
     """A Celery app by these settings."""
+    _one_broker(settings)
     broker.register()
     made: Celery[Any] = Celery("worker", task_cls=DomainTask, amqp=broker.AMQP, set_as_current=True)
     made.conf.update(configuration(settings))
@@ -293,6 +308,11 @@ if "flower" in sys.argv[1:]:
     from worker import flower
 
     flower.install(surroundings())
+
+if "beat" in sys.argv[1:]:
+    # Beat opens its file before it tells anybody that it begins. It complains itself where the folder cannot be made.
+    with suppress(OSError):
+        Path(app.conf.beat_schedule_filename).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _touch(path: Path) -> None:
