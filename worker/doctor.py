@@ -10,7 +10,7 @@ from typing import Literal
 
 from worker import migrate
 from worker.config import Settings
-from worker.errors import RetailMediaError, Unreachable
+from worker.errors import RetailMediaError, SinkFailure, Unreachable
 from worker.sink import Sink
 from worker.source import Source, TableFacts
 from worker.watermarks import WatermarkStore
@@ -180,6 +180,7 @@ def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Fin
         yield Finding("ClickHouse", "schema", "wrong", told, mend)
     else:
         yield Finding("ClickHouse", "schema", "ok", f"all {len(standing)} migrations are applied")
+    yield from _clickhouse_rights(settings)
     yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; every statement names the one it means")
     yield _skew("ClickHouse", instant(clock), now())
 
@@ -248,3 +249,24 @@ def _skew(about: str, theirs: datetime, ours: datetime) -> Finding:
         else f"differs from this machine's by {seconds:+,.0f} s"
     )
     return Finding(about, "clock", "note", f"its clock {how}; nothing depends on that")
+
+
+def _clickhouse_rights(settings: Settings) -> Iterator[Finding]:
+    """What its user could have the server do beyond its tables; none of it is needed."""
+    may = []
+    with Sink(settings) as sink:
+        if not sink.named("doctor", "fixed_disk")[0][0]:
+            may.append("let a table name a host to fetch from and write to")
+        try:
+            sink.named("doctor", "read_a_file")
+            may.append("read files of the server's machine")
+        except SinkFailure:
+            # As it should be: the path lies outside of user_files_path.
+            pass
+    if may:
+        mend = "deploy/clickhouse/roles.sql and limits.xml take that from it; the embedded engine keeps it"
+        yield Finding("ClickHouse", "rights", "note", f"its user may {' and '.join(may)}", mend)
+    else:
+        yield Finding(
+            "ClickHouse", "rights", "ok", "its user can name no disk and read no file of the server's machine"
+        )

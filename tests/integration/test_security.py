@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from embedded.clickhouse import daemon
 from embedded.stack import Addresses
 from tests.integration.test_pipeline import add, campaigns
 from tests.processes import ROOT, celery, end, ready, until
-from worker import metrics, migrate, observe, pipeline, planner, refresh
+from worker import doctor, metrics, migrate, observe, pipeline, planner, refresh
 from worker.celery import Servers, create_app
 from worker.config import Settings
 from worker.errors import HorizonUnsafe, SinkFailure
@@ -415,6 +416,8 @@ def test_the_users_of_clickhouse_are_enough_and_no_more(
         servers.sink.drop_abandoned("nothing", 0)
         refused(servers.sink, *FORBIDDEN, "ALTER TABLE ad_events ADD COLUMN x Int8")
         refused_disks(servers.sink, tmp_path)
+        (told,) = [one.found for one in clickhouse_of_doctor(syncing) if one.what == "rights"]
+        assert "fetch" not in told
         lasting = [name for name in tables_of_migrations() if name != "ad_events"]
         refused(servers.sink, *(f"DROP TABLE {name}" for name in lasting))
         refused(servers.sink, *(f"EXCHANGE TABLES {name} AND ad_events" for name in lasting))
@@ -463,6 +466,18 @@ def refused(sink: Sink, *statements: str) -> None:
         except SinkFailure as error:
             codes[statement] = error.code
     assert codes == dict.fromkeys(statements, ACCESS_DENIED)
+
+
+def clickhouse_of_doctor(settings: Settings) -> list[doctor.Finding]:
+    found = doctor.examine(settings, now=lambda: datetime.now(UTC), workers=dict, queues=frozenset())
+    return [one for one in found if one.about == "ClickHouse"]
+
+
+def test_doctor_says_what_a_user_with_every_right_could_do(settings: Settings) -> None:
+    (told,) = [one for one in clickhouse_of_doctor(settings) if one.what == "rights"]
+    assert told.state == "note"
+    assert "a host to fetch from and write to" in told.found
+    assert "roles.sql" in told.mend
 
 
 def tables_of_migrations() -> list[str]:

@@ -5,3 +5,10 @@ SELECT version(), timezone(), now64(6, 'UTC')
 
 -- name: database
 SELECT engine, toString(uuid) FROM system.databases WHERE name = %(database)s
+
+-- name: fixed_disk
+-- Whether this user may not let a table name a disk of its own, and with it a host to fetch from or write to.
+SELECT max(readonly) FROM system.merge_tree_settings WHERE name = 'disk'
+
+-- name: read_a_file
+SELECT length(file('/etc/passwd'))
