@@ -83,7 +83,7 @@ def install(environment: MutableMapping[str, str]) -> None:
 
     BaseHandler.get_current_user = current_user
     BaseHandler.set_default_headers = with_headers
-    tornado.web.StaticFileHandler.set_default_headers = _headers  # type: ignore[method-assign]
+    tornado.web.StaticFileHandler.set_default_headers = _headers  # type: ignore[method-assign,assignment]
     monitor.Metrics.get = tornado.web.authenticated(monitor.Metrics.get)
 
 

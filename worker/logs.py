@@ -84,7 +84,7 @@ def _struck(key: object, value: Any) -> Any:
     return value
 
 
-def _shown(_logger: Any, _name: str, line: str) -> str:
+def _shown(_logger: Any, _name: str, line: Any) -> str:
     return visible(line)
 
 

@@ -76,7 +76,17 @@ def port(tmp_path: Path) -> Iterator[int]:
     users = folder / "users.acl"
     users.write_text(users.read_text() + watching.strip() + "\n")
     with (folder / "redis.log").open("ab") as log:
-        command = [binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--aclfile", str(users)]
+        command = [
+            str(binary()),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+            "--aclfile",
+            str(users),
+        ]
         server = subprocess.Popen([*command, "--save", ""], stdout=log, stderr=log, cwd=folder)
     address = f"redis://{WATCHER}:{PASSWORD}@127.0.0.1:{port}/0"
 
