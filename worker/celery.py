@@ -19,7 +19,7 @@ from kombu import Exchange, Queue
 
 from beat_schedule import PROFILES
 from worker import broker, calendars, ending, logs, observe
-from worker.config import Settings, load
+from worker.config import Settings, load, surroundings
 from worker.errors import BadInput, RetailMediaError, Unreachable
 from worker.ledger import Ledger
 from worker.sink import Sink
@@ -255,8 +255,23 @@ class DomainTask(Task):  # type: ignore[type-arg]
             structlog.contextvars.clear_contextvars()
 
 
+CELERYS_OWN = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
+"""Variables that Celery would take before any setting of ours: half of the product would be on another server."""
+
+
+def _one_broker(settings: Settings) -> None:
+    """Takes Celery's own variables away, and says so where they name another server than our setting."""
+    environment = surroundings()
+    ours = _broker(settings)[0]
+    for name in CELERYS_OWN:
+        told = environment.pop(name, "")
+        if told and told != ours:
+            print(f"Warning: {name} is ignored; the broker is the one REDIS_URL names.", file=sys.stderr)
+
+
 def create_app(settings: Settings) -> Celery[Any]:
     """A Celery app by these settings."""
+    _one_broker(settings)
     broker.register()
     made: Celery[Any] = Celery("worker", task_cls=DomainTask, amqp=broker.AMQP, set_as_current=True)
     made.conf.update(configuration(settings))
@@ -286,6 +301,18 @@ def _keep_buffers_out_of_the_heap(**_: Any) -> None:
 
 signals.worker_process_init.connect(_forget_servers, weak=False)
 signals.worker_process_shutdown.connect(_forget_servers, weak=False)
+
+
+if "flower" in sys.argv[1:]:
+    # Flower looks at its environment before it asks the app for anything.
+    from worker import flower
+
+    flower.install(surroundings())
+
+if "beat" in sys.argv[1:]:
+    # Beat opens its file before it tells anybody that it begins. It complains itself where the folder cannot be made.
+    with suppress(OSError):
+        Path(app.conf.beat_schedule_filename).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _touch(path: Path) -> None:

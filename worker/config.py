@@ -7,14 +7,16 @@ by DSN; where a DSN is not set, the address of the embedded stack is taken from 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import MutableMapping
 from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from worker import calendar
@@ -233,6 +235,26 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field("console")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO")
 
+    @field_validator("flower_port", mode="before")
+    @classmethod
+    def _not_a_service(cls, value: object) -> object:
+        # Kubernetes tells a pod of a service called flower `FLOWER_PORT=tcp://…`, which is not meant for us.
+        return 5555 if isinstance(value, str) and re.match(r"(tcp|udp|sctp)://", value) else value
+
+    @field_validator("log_level", "log_format", "pricing_model", "schedule_profile", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.strip().upper() if info.field_name == "log_level" else value.strip().lower()
+
+    @field_validator("flower_user")
+    @classmethod
+    def _no_colon(cls, value: str) -> str:
+        if ":" in value:
+            raise ValueError("a user name of HTTP basic authentication holds no colon")
+        return value
+
     @field_validator("reporting_timezone")
     @classmethod
     def _zone_exists(cls, value: str) -> str:
@@ -405,6 +427,11 @@ class Settings(BaseSettings):
             return UNREADABLE
         hosts, path = authority.rpartition("@")[2].partition("?")[0], re.split(r"[?#]", tail)[0]
         return f"{hosts or 'localhost'}{'/' + path if path else ''}"
+
+
+def surroundings() -> MutableMapping[str, str]:
+    """This process's environment itself, for programs of others that read settings of their own from it."""
+    return os.environ
 
 
 def _reason(error: Exception) -> str:

@@ -92,13 +92,19 @@ def _postgres(settings: Settings, now: Callable[[], datetime]) -> Iterator[Findi
         if facts["reads_all_stats"]:
             found = f"role {facts['role']} sees when others' transactions began"
             yield Finding("PostgreSQL", "privilege", "ok", found)
+            if facts["sees_statements"]:
+                told = f"role {facts['role']} also sees others' statements, with every value in them"
+                yield Finding(
+                    "PostgreSQL", "rights", "note", told, "deploy/postgres/roles.sql makes a role that does not"
+                )
         else:
             yield Finding(
                 "PostgreSQL",
                 "privilege",
                 "wrong",
                 f"role {facts['role']} cannot see when others' transactions began",
-                f'as a superuser: GRANT pg_read_all_stats TO "{facts["role"]}";',
+                f'as a superuser: GRANT pg_read_all_stats TO "{facts["role"]}"; or run deploy/postgres/roles.sql, '
+                "which shows less",
             )
         seen = {found.name: found for found in source.seen()}
         for table in source.tables():
@@ -230,6 +236,7 @@ def _clickhouse(settings: Settings, now: Callable[[], datetime]) -> Iterator[Fin
         with Sink(settings) as sink:
             state, in_force, mend = calendars.told(sink, settings)
         yield Finding("ClickHouse", "calendar", state, f"days are cut by {in_force}", mend)
+    yield from _clickhouse_rights(settings)
     yield Finding("ClickHouse", "time zone", "note", f"its own is {zone}; no statement asks it for one")
     yield _skew("ClickHouse", instant(clock), now())
 
@@ -274,6 +281,11 @@ def _redis(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]
     else:
         told = f"maxmemory-policy is {policy}: it may drop messages"
         yield Finding("Redis", "memory", "wrong", told, "CONFIG SET maxmemory-policy noeviction")
+    if facts["configures"]:
+        told = "its user may change the server's configuration, and so have it write files"
+        yield Finding("Redis", "rights", "note", told, "use a user with the rules of deploy/redis/users.acl")
+    else:
+        yield Finding("Redis", "rights", "ok", "its user cannot change the server's configuration")
     yield _skew("Redis", datetime.fromtimestamp(float(facts["time"]), UTC), now())
 
 
@@ -336,3 +348,24 @@ def _skew(about: str, theirs: datetime, ours: datetime) -> Finding:
         else f"differs from this machine's by {seconds:+,.0f} s"
     )
     return Finding(about, "clock", "note", f"its clock {how}; nothing depends on that")
+
+
+def _clickhouse_rights(settings: Settings) -> Iterator[Finding]:
+    """What its user could have the server do beyond its tables; none of it is needed."""
+    may = []
+    with Sink(settings) as sink:
+        if not sink.named("doctor", "fixed_disk")[0][0]:
+            may.append("let a table name a host to fetch from and write to")
+        try:
+            sink.named("doctor", "read_a_file")
+            may.append("read files of the server's machine")
+        except SinkFailure:
+            # As it should be: the path lies outside of user_files_path.
+            pass
+    if may:
+        mend = "deploy/clickhouse/roles.sql and limits.xml take that from it; the embedded engine keeps it"
+        yield Finding("ClickHouse", "rights", "note", f"its user may {' and '.join(may)}", mend)
+    else:
+        yield Finding(
+            "ClickHouse", "rights", "ok", "its user can name no disk and read no file of the server's machine"
+        )

@@ -201,7 +201,9 @@ def launch_flower(home: Path, settings: Settings, env: Mapping[str, str]) -> Flo
     wanted = settings.flower_port
     port = wanted if wanted and process.port_is_free(wanted) else process.free_port()
     login = {"FLOWER_BASIC_AUTH": f"{settings.flower_user}:{password}"}
-    found = FlowerAddress(f"http://127.0.0.1:{port}", settings.flower_user, password)
+    prefix = os.environ.get("FLOWER_URL_PREFIX", "").strip("/")
+    url = f"http://127.0.0.1:{port}{f'/{prefix}' if prefix else ''}"
+    found = FlowerAddress(url, settings.flower_user, password)
     path = folder(home) / f"{FLOWER}.json"
     _write(path, {"url": found.url, "user": found.user, "password": password, "port": port})
     who = launch(home, FLOWER, {**env, **login}, f"--port={port}")

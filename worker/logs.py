@@ -54,6 +54,15 @@ tally = Tally()
 """Of this process. A fork inherits what was counted before it, so a new child begins with `take`."""
 
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters, those of terminals and of writing direction, as `\\uXXXX`: what is read is what
+    is there. Line ends and tabs stay; inside JSON the result means the same."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def redacted(text: str) -> str:
     """The text with passwords in DSNs and assignments struck out."""
     return _ASSIGNED.sub(r"\g<head>***", _PASSWORD.sub(r"\g<head>***@", text))
@@ -73,6 +82,15 @@ def _struck(key: object, value: Any) -> Any:
         case BaseException():
             return redacted(str(value))
     return value
+
+
+def _shown(_logger: Any, _name: str, line: Any) -> str:
+    return visible(line)
+
+
+def _fields_shown(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    # Before colours are put in, which are control characters too.
+    return {key: visible(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _redact(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -108,10 +126,10 @@ def configure(settings: Settings) -> None:
         _count_retries,
         _redact,
     ]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer(), _shown]
         if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else [_fields_shown, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -123,7 +141,7 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     root = logging.getLogger()

@@ -32,6 +32,7 @@ from rich.text import Text
 
 from worker import money
 from worker.errors import BadInput
+from worker.logs import visible
 from worker.windows import ORIGIN, Window, format_instant
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def say(text: str, *, style: str = "") -> None:
 
 def print_json(content: Any) -> None:
     """Result as JSON: times in ISO 8601 UTC, money and other exact decimals as digits in a string."""
-    click.echo(json.dumps(content, default=plain, ensure_ascii=False, allow_nan=False))
+    click.echo(visible(json.dumps(content, default=plain, ensure_ascii=False, allow_nan=False)))
 
 
 def plain(value: object) -> Any:
@@ -717,7 +718,7 @@ def answer(found: Answer, form: str, output: Path | None = None) -> None:
         return
     if form == "json":
         rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
-        text = json.dumps(rows, default=plain, ensure_ascii=False, allow_nan=False) + "\n"
+        text = visible(json.dumps(rows, default=plain, ensure_ascii=False, allow_nan=False)) + "\n"
     elif form == "csv":
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")

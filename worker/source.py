@@ -512,7 +512,8 @@ class Source:
             raise Unreachable(str(error)) from None
 
     def privileges(self) -> dict[str, Any]:
-        """standby, reads_all_stats, role, database and version of this session's server."""
+        """standby, reads_all_stats, role, database and version of this session's server; sees_statements, whether it
+        sees those of others; activity, what shows when their transactions began."""
         return _privileges(self._query("checking privileges", named("source", "privileges")))
 
     def tables(self) -> list[TableFacts]:
@@ -573,8 +574,10 @@ class Source:
         """
 
         def work() -> Horizon:
+            activity = _privileges(self._once("checking privileges", named("source", "privileges")))["activity"]
+            statement = named("source", "open_transactions").format(activity=activity)
             now = instant(self._once("reading its clock", named("source", "now"))[0][0])
-            active = self._once("looking for open transactions", named("source", "open_transactions"))
+            active = self._once("looking for open transactions", statement)
             self._refuse_unsafe(_privileges(self._once("checking privileges", named("source", "privileges"))))
             for pid, user, _, since in active:
                 if since is None:
@@ -985,7 +988,8 @@ def _chunks(
 
 
 def _privileges(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
-    return dict(zip(("standby", "reads_all_stats", "role", "database", "version"), rows[0], strict=True))
+    names = ("standby", "reads_all_stats", "role", "database", "version", "sees_statements", "activity")
+    return dict(zip(names, rows[0], strict=True))
 
 
 def _cut(connection: psycopg2.extensions.connection) -> None:

@@ -266,14 +266,21 @@ class WatermarkStore:
             self._redis.ping()
 
     def server(self) -> dict[str, str]:
-        """Redis's version, its eviction policy where it says so, and its clock in seconds since 1970."""
+        """Redis's version, its eviction policy where it says so, its clock in seconds since 1970, and in `configures`
+        whether this user may read, and so may change, its configuration."""
         with self._translated():
             found: dict[str, Any] = self._redis.info()
             seconds, micros = self._redis.time()
+            try:
+                configures = bool(self._redis.config_get("dir"))
+            except redis.ResponseError:
+                # Denied, or a server that is rented and has no such command.
+                configures = False
         return {
             "version": str(found.get("redis_version", "")),
             "maxmemory_policy": str(found.get("maxmemory_policy", "")),
             "time": f"{seconds}.{micros:06d}",
+            "configures": "yes" if configures else "",
         }
 
     def release_all(self) -> int:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs once, when the server's data folder is made. Passwords reach the server as their SHA-256 only.
+# Runs at each start of the server, before others are let in. Passwords reach the server as their SHA-256 only.
 set -eu
 sha256() { printf %s "$1" | sha256sum | cut -c1-64; }
 sed -e "s/{owner_sha256}/$(sha256 "$CLICKHOUSE_OWNER_PASSWORD")/" \

@@ -170,7 +170,8 @@ class Stage:
         """Windows being loaded."""
         (redis,) = self.containers("redis") if not self.redis else (self.redis,)
         self.redis = redis
-        told = run(self.client, "exec", redis, "redis-cli", "--scan", "--pattern", "retailmedia:lease:window:*")
+        ask = ("redis-cli", "--user", "retailmedia", "--scan", "--pattern", "retailmedia:lease:window:*")
+        told = run(self.client, "exec", redis, *ask)
         return len(told.split())
 
     def refreshing(self) -> subprocess.Popen[str]:

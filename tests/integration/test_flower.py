@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import http.client
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -26,7 +30,7 @@ from worker.config import Settings
 from worker.tasks.sync import PROGRESS
 from worker.windows import to_micros
 
-USER, PASSWORD = "someone", "pass-word"
+USER, PASSWORD = "someone", "pass-word,Sécret:π"
 
 
 def fetched(url: str, login: str = "") -> tuple[int, str]:
@@ -62,7 +66,11 @@ def shown(settings: Settings, folder: Path) -> Iterator[str]:
     )  # fmt: skip
     screen = celery(
         settings, ["flower", "--address=127.0.0.1", f"--port={port}"], folder / "flower.log",
-        {"FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}"},
+        {
+            "FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}",
+            # As Kubernetes tells a pod in a namespace with a service called flower.
+            "FLOWER_PORT": "tcp://10.0.0.1:5555", "FLOWER_PORT_5555_TCP_ADDR": "10.0.0.1", "FLOWER_SERVICE_HOST": "x",
+        },
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
 
@@ -89,10 +97,51 @@ def flower(settings: Settings, tmp_path: Path) -> Iterator[str]:
 
 
 def test_whoever_has_no_password_sees_nothing(flower: str) -> None:
-    for page in ("/", "/workers", "/tasks", "/broker", "/api/tasks", "/api/workers"):
-        assert fetched(flower + page)[0] == 401, page
-        assert fetched(flower + page, f"{USER}:wrong")[0] == 401, page
+    half, rest = PASSWORD.split(",")
+    for page in ("/", "/workers", "/tasks", "/broker", "/api/tasks", "/api/workers", "/metrics"):
+        for login in (
+            "",
+            f"{USER}:wrong",
+            f"{USER}:{half}",
+            rest,
+            f"{USER}:ü",
+            USER,
+            f"{USER}:",
+            f"{USER}:{PASSWORD}x",
+        ):
+            assert fetched(flower + page, login)[0] == 401, (page, login)
         assert fetched(flower + page, f"{USER}:{PASSWORD}")[0] == 200, page
+    for header in ("Basic", "Basic ?", "Bearer x", "Basic w7w="):
+        assert asked(f"{flower}/workers", header).status == 401, header
+    assert fetched(f"{flower}/healthcheck") == (200, "OK")
+
+
+def asked(url: str, authorization: str) -> http.client.HTTPResponse:
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.netloc, timeout=20)
+    connection.request("GET", place.path, headers={"Authorization": authorization})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer
+
+
+def test_no_page_can_be_framed_or_run_a_script_of_others(flower: str) -> None:
+    login = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    for page in ("/", "/tasks", "/nothing", "/static/js/flower.js", "/metrics", "/api/workers", "/healthcheck"):
+        answer = asked(flower + page, login)
+        policy = str(answer.headers["Content-Security-Policy"])
+        assert "frame-ancestors 'none'" in policy, page
+        assert "default-src 'none'" in policy, page
+        assert "script-src 'self' 'unsafe-inline'" not in policy
+        assert (answer.headers["X-Frame-Options"], answer.headers["Server"]) == ("DENY", None), page
+    # What its own pages hold is allowed by them.
+    _, text = fetched(f"{flower}/workers", f"{USER}:{PASSWORD}")
+    scripts = re.findall(r"<script(?![^>]*src=)[^>]*>(.*?)</script>", text, re.DOTALL)
+    assert scripts
+    for script in scripts:
+        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy, script
+    assert not re.search(r"\son\w+=\"|(?:src|href)=\"(?:https?:)?//[^\"]+\.(?:js|css)", text)
 
 
 def test_the_tasks_of_a_run_are_shown_in_short(

@@ -9,12 +9,16 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree
 
 import psycopg2
 import pytest
@@ -27,12 +31,13 @@ from embedded.clickhouse import daemon
 from embedded.stack import Addresses
 from tests.integration.test_pipeline import add, campaigns
 from tests.processes import ROOT, celery, end, ready, until
-from worker import dimensions, metrics, migrate, observe, pipeline, planner, refresh
+from worker import dimensions, doctor, metrics, migrate, observe, pipeline, planner, refresh
 from worker.celery import Servers, create_app
 from worker.config import Settings
-from worker.errors import SinkFailure
+from worker.errors import HorizonUnsafe, SinkFailure
 from worker.ledger import Run
 from worker.sink import Sink
+from worker.source import Source
 from worker.streams import STREAMS
 
 # Messages
@@ -184,7 +189,8 @@ def limited_source(stack: Addresses, source_dsn: str) -> Iterator[str]:
     """The source as the role of deploy/postgres/roles.sql, made as the compose file makes it."""
     password = "s3cret'quoted"
     owner = urlsplit(stack.postgres_dsn)
-    script = (ROOT / "deploy/postgres/roles.sql").read_text()
+    # Twice, as after an upgrade.
+    script = (ROOT / "deploy/postgres/roles.sql").read_text() * 2 + (ROOT / "deploy/postgres/limits.sql").read_text()
     role = f"sync_{uuid.uuid4().hex[:8]}"
     subprocess.run(
         [
@@ -205,7 +211,7 @@ def limited_source(stack: Addresses, source_dsn: str) -> Iterator[str]:
     connection = psycopg2.connect(source_dsn)
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        cursor.execute(f"DROP OWNED BY {role}; DROP ROLE {role}; DROP SCHEMA retailmedia CASCADE")
     connection.close()
 
 
@@ -216,10 +222,27 @@ def test_the_role_of_the_source_is_enough_and_no_more(
     add(writer, "impressions", campaign, 50)
     limited = settings.model_copy(update={"postgres_dsn": limited_source})
     servers = Servers.open(limited)
+    writing = psycopg2.connect(settings.source_dsn)
     try:
         servers.source.require_safe()
+        assert servers.source.privileges()["sees_statements"] is False
         assert _everything(servers) == 50
+        with writing.cursor() as cursor:
+            cursor.execute("INSERT INTO advertiser (name) VALUES ('a literal of somebody else')")
+            cursor.execute("SELECT pg_backend_pid(), transaction_timestamp()")
+            ((pid, began),) = cursor.fetchall()
+        held = servers.source.horizon()
+        assert [(one.who, one.since) for one in held.holders if one.who == f"pid {pid}"] == [(f"pid {pid}", began)]
+        assert held.at is not None
+        assert held.at <= began
+        with psycopg2.connect(limited_source) as looking, looking.cursor() as cursor:
+            cursor.execute("SELECT query FROM pg_stat_activity WHERE pid = %s", (pid,))
+            assert cursor.fetchall() == [("<insufficient privilege>",)]
+            cursor.execute("SELECT * FROM retailmedia.sessions() AS one WHERE one::text LIKE '%literal of somebody%'")
+            assert cursor.fetchall() == []
+        looking.close()
     finally:
+        writing.close()
         servers.close()
     connection = psycopg2.connect(limited_source)
     connection.autocommit = True
@@ -231,10 +254,40 @@ def test_the_role_of_the_source_is_enough_and_no_more(
             "SELECT * FROM pg_authid",
             "SELECT pg_read_file('/etc/passwd')",
             "COPY clicks TO PROGRAM 'cat'",
+            *(
+                f"SET default_transaction_read_only = off; {statement}"
+                for statement in (
+                    "CREATE TEMPORARY TABLE mine (x int)",
+                    "SELECT lo_create(0)",
+                    "SELECT lo_from_bytea(0, 'x')",
+                    "SELECT pg_logical_emit_message(false, 'x', 'y')",
+                    "SELECT pg_notify('x', 'y')",
+                    "CREATE SCHEMA mine",
+                    "CREATE OR REPLACE FUNCTION retailmedia.sessions() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                    "SELECT pg_terminate_backend(pid) FROM retailmedia.sessions() WHERE usename <> current_user",
+                )
+            ),
         ):
-            with pytest.raises(psycopg2.Error, match=r"permission denied|read-only transaction|privileges"):
+            with pytest.raises(
+                psycopg2.Error, match=r"permission denied|read-only transaction|privileges|must be owner"
+            ):
                 cursor.execute(statement)
     connection.close()
+
+
+def test_a_function_whose_owner_sees_nothing_is_not_believed(
+    settings: Settings, writer: Connection, limited_source: str
+) -> None:
+    blind = f"blind_{uuid.uuid4().hex[:8]}"
+    with writer.cursor() as cursor:
+        cursor.execute(f"CREATE ROLE {blind}; ALTER FUNCTION retailmedia.sessions() OWNER TO {blind}")
+    try:
+        limited = settings.model_copy(update={"postgres_dsn": limited_source})
+        with Source(limited) as source, pytest.raises(HorizonUnsafe, match="cannot see when other roles"):
+            source.horizon()
+    finally:
+        with writer.cursor() as cursor:
+            cursor.execute(f"REASSIGN OWNED BY {blind} TO CURRENT_USER; DROP OWNED BY {blind}; DROP ROLE {blind}")
 
 
 def _everything(servers: Servers) -> int:
@@ -267,15 +320,23 @@ class Engine:
     start: Any
 
 
-GRANTS = re.compile(r"^GRANT (?P<what>[^;]+?) TO (?P<user>retailmedia_\w+);", re.MULTILINE | re.DOTALL)
+ROLES = (ROOT / "deploy/clickhouse/roles.sql").read_text()
+GRANTS = re.compile(
+    r"^(?P<what>(?:GRANT|REVOKE) [^;]+?) (?:TO|FROM) (?P<user>retailmedia_\w+);", re.MULTILINE | re.DOTALL
+)
 
 
-def grants(user: str, database: str) -> list[str]:
-    """The grants of a user in deploy/clickhouse/roles.sql, for a database of another name."""
-    text = (ROOT / "deploy/clickhouse/roles.sql").read_text()
-    found = [" ".join(match["what"].split()) for match in GRANTS.finditer(text) if match["user"] == user]
+def grants(user: str) -> list[str]:
+    """The grants of a user in deploy/clickhouse/roles.sql and what is taken from them, in their order."""
+    found = [" ".join(match["what"].split()) for match in GRANTS.finditer(ROLES) if match["user"] == user]
     assert found
-    return [f"GRANT {what}".replace("retailmedia.*", f"{database}.*") for what in found]
+    return found
+
+
+def fixed(user: str) -> list[str]:
+    """The settings that deploy/clickhouse/roles.sql lets a user not change."""
+    (listed,) = re.findall(rf"^ALTER USER {user} SETTINGS ([^;]+);", ROLES, re.MULTILINE) or [""]
+    return re.findall(r"(\w+) CONST", listed)
 
 
 LIMITED = """
@@ -283,6 +344,8 @@ import sys
 from embedded.clickhouse import engine
 grants = "".join(f"<query>{{grant}}</query>" for grant in {grants!r})
 engine._USERS = engine._USERS.replace("</quota>", "</quota><grants>" + grants + "</grants>", 1)
+fixed = "".join(f"<{{name}}><const/></{{name}}>" for name in {fixed!r})
+engine._USERS = engine._USERS.replace("</default></profiles>", f"<constraints>{{fixed}}</constraints></default></profiles>")
 from embedded.clickhouse.__main__ import main
 sys.exit(main())
 """
@@ -303,10 +366,11 @@ def engine(tmp_path: Path, settings: Settings) -> Iterator[Any]:
             one.wait(30)
         running.clear()
 
-    def start(given: list[str]) -> Settings:
+    def start(user: str, *more: str) -> Settings:
         stop()
         port = process.free_port()
-        command = [sys.executable, "-c", LIMITED.format(grants=given), "--root", str(home / "clickhouse")]
+        limits = LIMITED.format(grants=[*more, *grants(user)], fixed=fixed(user))
+        command = [sys.executable, "-c", limits, "--root", str(home / "clickhouse")]
         command += ["--port", str(port), "--access", str(home / "clickhouse/access.json")]
         with (home / "logs/out.log").open("ab") as out:
             running.append(
@@ -322,17 +386,23 @@ def engine(tmp_path: Path, settings: Settings) -> Iterator[Any]:
     stop()
 
 
-def test_the_users_of_clickhouse_are_enough_and_no_more(engine: Any, writer: Connection, settings: Settings) -> None:
+def test_the_users_of_clickhouse_are_enough_and_no_more(
+    engine: Any, writer: Connection, settings: Settings, tmp_path: Path
+) -> None:
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 50)
     add(writer, "clicks", campaign, 5)
 
-    owner = engine(["GRANT SELECT ON system.*", *grants("retailmedia_owner", "retailmedia")])
+    owner = engine("retailmedia_owner", "GRANT SELECT ON system.*")
     with Sink(owner) as sink:
         assert migrate.migrate(sink, owner)
         assert migrate.migrate(sink, owner) == []
+        refused_disks(sink, tmp_path)
+        refused(
+            sink, "CREATE TABLE f (x Int8) ENGINE = File(CSV)", "CREATE TABLE u (x Int8) ENGINE = URL('http://x/', CSV)"
+        )
 
-    syncing = engine(grants("retailmedia_sync", "retailmedia"))
+    syncing = engine("retailmedia_sync")
     servers = Servers.open(syncing)
     try:
         assert _everything(servers) == 55
@@ -345,10 +415,19 @@ def test_the_users_of_clickhouse_are_enough_and_no_more(engine: Any, writer: Con
         )
         servers.sink.drop_abandoned("nothing", 0)
         refused(servers.sink, *FORBIDDEN, "ALTER TABLE ad_events ADD COLUMN x Int8")
+        refused_disks(servers.sink, tmp_path)
+        (told,) = [one.found for one in clickhouse_of_doctor(syncing) if one.what == "rights"]
+        assert "fetch" not in told
+        lasting = [name for name in tables_of_migrations() if name != "ad_events"]
+        refused(servers.sink, *(f"DROP TABLE {name}" for name in lasting))
+        refused(servers.sink, *(f"EXCHANGE TABLES {name} AND ad_events" for name in lasting))
+        assert servers.sink.query("looking", "SELECT readonly FROM system.merge_tree_settings WHERE name = 'disk'") == [
+            (1,)
+        ]
     finally:
         servers.close()
 
-    reading = engine(grants("retailmedia_reader", "retailmedia"))
+    reading = engine("retailmedia_reader")
     with Sink(reading) as sink:
         sink.query("reading", "SELECT * FROM daily_campaign_performance")
         refused(
@@ -374,6 +453,8 @@ FORBIDDEN = (
 
 
 ACCESS_DENIED = 497
+BAD_ARGUMENTS, CONSTRAINT_VIOLATION = 36, 452
+UNKNOWN_USER, UNKNOWN_ROLE, NOWHERE_TO_KEEP = 192, 511, 514
 
 
 def refused(sink: Sink, *statements: str) -> None:
@@ -385,3 +466,96 @@ def refused(sink: Sink, *statements: str) -> None:
         except SinkFailure as error:
             codes[statement] = error.code
     assert codes == dict.fromkeys(statements, ACCESS_DENIED)
+
+
+def clickhouse_of_doctor(settings: Settings) -> list[doctor.Finding]:
+    found = doctor.examine(settings, now=lambda: datetime.now(UTC), workers=dict, queues=frozenset())
+    return [one for one in found if one.about == "ClickHouse"]
+
+
+def test_doctor_says_what_a_user_with_every_right_could_do(settings: Settings) -> None:
+    (told,) = [one for one in clickhouse_of_doctor(settings) if one.what == "rights"]
+    assert told.state == "note"
+    assert "a host to fetch from and write to" in told.found
+    assert "roles.sql" in told.mend
+
+
+def tables_of_migrations() -> list[str]:
+    """The tables that migrations make, and the one that records them."""
+    files = [*(ROOT / "clickhouse/migrations").glob("*.sql"), ROOT / "worker/sql/migrate.sql"]
+    text = "".join(path.read_text() for path in files)
+    return sorted(set(re.findall(r"^CREATE TABLE IF NOT EXISTS (\w+)", text, re.MULTILINE)))
+
+
+def refused_disks(sink: Sink, folder: Path) -> None:
+    """No table can name a disk of its own, so that the server neither asks nor writes to a host or folder of its choice."""
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_PUT = do_HEAD = do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{host.server_port}"
+        for disk in (
+            f"type = web, endpoint = '{place}/w/'",
+            f"type = s3, endpoint = '{place}/bucket/k/', access_key_id = 'a', secret_access_key = 'b'",
+            f"type = local, path = '{folder}/local/'",
+            f"type = object_storage, object_storage_type = local, metadata_type = plain, path = '{folder}/objects/'",
+            f"type = cache, disk = 'backups', path = '{folder}/cache/', max_size = '1Mi'",
+        ):
+            for kind in ("TABLE", "TEMPORARY TABLE"):
+                statement = (
+                    f"CREATE {kind} elsewhere (x Int8) ENGINE = MergeTree ORDER BY x SETTINGS disk = disk({disk})"
+                )
+                with pytest.raises(SinkFailure) as caught:
+                    sink.command("trying", statement, retry=False)
+                assert caught.value.code in {BAD_ARGUMENTS, CONSTRAINT_VIOLATION, ACCESS_DENIED}, statement
+        with pytest.raises(SinkFailure, match="should not be changed"):
+            sink.command("trying", "SET merge_tree_disk = 'backups'", retry=False)
+        host.shutdown()
+    assert asked == []
+
+
+def test_the_roles_of_clickhouse_name_every_table_and_are_statements_it_understands(engine: Any) -> None:
+    """Where the engine has nowhere to keep users, it still parses each statement and knows the settings named."""
+    taken = {words.split("retailmedia.")[1] for words in grants("retailmedia_sync") if words.startswith("REVOKE")}
+    assert taken == set(tables_of_migrations()) - {"ad_events"}, "deploy/clickhouse/roles.sql must revoke each"
+    text = re.sub(r"^--.*$", "", ROLES, flags=re.MULTILINE)
+    statements = [one.strip() for one in text.split(";") if "USER" in one or "GRANT" in one or "REVOKE" in one]
+    assert len(statements) > 30
+    administrator = engine("retailmedia_owner", "GRANT ALL ON *.* WITH GRANT OPTION")
+    with Sink(administrator, database="default") as sink:
+        for statement in statements:
+            with pytest.raises(SinkFailure) as caught:
+                sink.command("trying", re.sub(r"\{\w+\}", "ab" * 32, statement), retry=False)
+            assert caught.value.code in {NOWHERE_TO_KEEP, UNKNOWN_USER, UNKNOWN_ROLE}, (statement, str(caught.value))
+
+
+def test_the_server_is_kept_from_what_no_grant_stands_for() -> None:
+    """Read as text: the embedded engine takes no such configuration, and its file() reads whatever its user can."""
+    limits = ElementTree.parse(ROOT / "deploy/clickhouse/limits.xml").getroot()  # noqa: S314 - our own file
+    assert limits.findtext("access_control_improvements/table_engines_require_grant") == "true"
+    assert str(limits.findtext("user_files_path")).startswith("/var/lib/clickhouse/no_")
+    assert not limits.findtext("allowed_disks_for_table_engines")
+    assert limits.find(".//custom_local_disks_base_directory") is None
+    for name in ("from_env", "from_zk", "include"):
+        assert limits.findtext(f"dynamic_disk_allow_{name}") == "false"
+    granted = {
+        (user, engine)
+        for user in ("retailmedia_owner", "retailmedia_sync", "retailmedia_reader")
+        for line in grants(user)
+        for engine in re.findall(r"TABLE ENGINE ON (\w+)", line)
+    }
+    assert all(engine == "Memory" or engine.endswith("MergeTree") for _, engine in granted)
+    made = "".join(path.read_text() for path in (ROOT / "clickhouse/migrations").glob("*.sql"))
+    made += "".join(path.read_text() for path in (ROOT / "worker/sql").glob("*.sql"))
+    engines = set(re.findall(r"ENGINE = (\w+)", made)) - {"Distributed", "Replicated"}
+    assert {("retailmedia_owner", engine) for engine in engines} <= granted

@@ -125,6 +125,24 @@ def test_ours_run_with_no_rights_and_nothing_to_write_on(services: dict[str, Any
         assert "no-new-privileges:true" in service["security_opt"], name
 
 
+def test_redis_runs_with_no_rights_by_a_user_of_its_own(services: dict[str, Any]) -> None:
+    service = services["redis"]
+    assert service["user"].split(":")[0] not in {"0", "root"}
+    assert (service["read_only"], service["cap_drop"], service.get("cap_add")) == (True, ["ALL"], None)
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert "/etc/retailmedia/start" in service["command"][-1]
+    assert "./deploy/redis:/etc/retailmedia:ro" in service["volumes"]
+    assert "--user retailmedia" in service["healthcheck"]["test"][-1]
+
+
+def test_limits_of_the_servers_are_mounted(services: dict[str, Any]) -> None:
+    mounts = {mount for name in ("postgres", "clickhouse") for mount in services[name]["volumes"]}
+    assert "./deploy/postgres/limits.sql:/etc/retailmedia/limits.sql:ro" in mounts
+    assert "./deploy/clickhouse/limits.xml:/etc/clickhouse-server/config.d/retailmedia-limits.xml:ro" in mounts
+    # What was granted before an upgrade is what the new version's file says after it.
+    assert services["clickhouse"]["environment"]["CLICKHOUSE_ALWAYS_RUN_INITDB_SCRIPTS"] == "true"
+
+
 def test_every_service_has_a_limit_a_restart_policy_a_health_check_and_a_pinned_image(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert "mem_limit" in service, name
@@ -185,7 +203,14 @@ def test_settings_of_ours_are_understood_and_an_examples_password_is_not(service
     with pytest.raises(BadInput, match="everybody knows"):
         config.load(**values)
     allowed = config.load(**{**values, "development": "true"})
-    assert allowed.sink_address.host == "clickhouse"
+    given_to = {which for which in ("postgres_dsn", "clickhouse_dsn", "redis_url") if getattr(allowed, which)}
+    assert given_to == {
+        "migrate": {"clickhouse_dsn"},
+        "beat": {"redis_url"},
+        "flower": {"redis_url"},
+    }.get(name, {"postgres_dsn", "clickhouse_dsn", "redis_url"})
+    if "redis_url" in given_to:
+        assert allowed.redis_url.startswith("redis://retailmedia:")
 
 
 def test_random_passwords_are_written_once(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ TRIGGER = {
         "metadata": {
             "type": "object",
             "additionalProperties": False,
-            "required": ["addressFromEnv", "passwordFromEnv", "listName", "listLength"],
+            "required": ["addressFromEnv", "usernameFromEnv", "passwordFromEnv", "listName", "listLength"],
             "properties": {
-                **{name: {"type": "string"} for name in ("addressFromEnv", "passwordFromEnv")},
+                **{name: {"type": "string"} for name in ("addressFromEnv", "usernameFromEnv", "passwordFromEnv")},
                 "listName": {"enum": list(QUEUES)},
                 "listLength": {"type": "string", "pattern": "^[1-9][0-9]*$"},
             },
@@ -116,9 +116,50 @@ def test_no_container_has_rights(title: str, container: dict[str, Any]) -> None:
 def test_no_pod_runs_as_root_or_talks_to_the_cluster(title: str, pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["automountServiceAccountToken"] is False
+    # `FLOWER_PORT=tcp://…` of a service called flower is no setting.
+    assert pod["enableServiceLinks"] is False
     if title != "Job-migrate":
-        assert pod["initContainers"][0]["command"][-1].startswith("until retailmedia migrate --check")
         assert {"livenessProbe", "readinessProbe"} <= set(pod["containers"][0])
+    if title not in {"Job-migrate", "Deployment-flower"}:
+        assert pod["initContainers"][0]["command"][-1].startswith("until retailmedia migrate --check")
+
+
+NEEDED = {
+    "Job-migrate-migrate": {"CLICKHOUSE_DSN"},
+    "Deployment-beat-beat": {"REDIS_URL"},
+    "Deployment-flower-flower": {"REDIS_URL", "FLOWER_BASIC_AUTH"},
+    "Deployment-worker-worker": {
+        "POSTGRES_DSN", "CLICKHOUSE_DSN", "REDIS_URL", "REDIS_ADDRESS", "REDIS_USER", "REDIS_PASSWORD",
+    },
+    # It shows all three servers, and how far one is behind another.
+    "Deployment-metrics-metrics": {"POSTGRES_DSN", "CLICKHOUSE_DSN", "REDIS_URL"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("title", "container"), containers(), ids=[title for title, _ in containers()])
+def test_a_container_is_given_the_secrets_it_needs_and_no_others(title: str, container: dict[str, Any]) -> None:
+    assert {entry["name"] for entry in container["env"]} == NEEDED.get(title, {"CLICKHOUSE_DSN"})
+
+
+def test_nobody_comes_in_but_to_flower_and_the_exporter() -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in documents() if one["kind"] == "NetworkPolicy"}
+    (labels,) = KUSTOMIZATION["labels"]
+    everybody = policies.pop("nobody-comes-in")
+    assert labels["includeTemplates"] is True
+    assert everybody["podSelector"]["matchLabels"] == labels["pairs"]
+    assert everybody["ingress"] == []
+    assert all("ports" in rule for rule in everybody["egress"])
+    ports = {
+        title.rpartition("-")[2]: {one["containerPort"] for one in container["ports"]}
+        for title, container in containers()
+        if "ports" in container
+    }
+    assert set(policies) == set(ports) == {"flower", "metrics"}
+    for name, policy in policies.items():
+        assert policy["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": name}
+        (rule,) = policy["ingress"]
+        assert rule["from"]
+        assert {one["port"] for one in rule["ports"]} == ports[name]
 
 
 def test_selectors_find_their_pods() -> None:

@@ -36,7 +36,19 @@ LAYERS: dict[str, float] = {
     # Between the servers and what is done with them: whether a reading may be used at all.
     "setbacks": 2.5,
     **dict.fromkeys(
-        ("source", "sink", "watermarks", "ledger", "calendars", "broker", "ending", "failing", "mending", "retention"),
+        (
+            "source",
+            "sink",
+            "watermarks",
+            "ledger",
+            "calendars",
+            "broker",
+            "ending",
+            "flower",
+            "failing",
+            "mending",
+            "retention",
+        ),
         2,
     ),
     **dict.fromkeys(

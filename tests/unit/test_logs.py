@@ -117,3 +117,29 @@ def test_on_a_terminal_lines_are_for_people(capsys: pytest.CaptureFixture[str]) 
     assert "rows=3" in told
     assert not told.lstrip().startswith("{")
     structlog.reset_defaults()
+
+
+UNSEEN = "a\x1b[31m\x9b31m\x85\x7f\r\u202eb\u2066c\u200f\u2028"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_control_characters_reach_no_terminal(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(load(log_format=log_format))
+    structlog.get_logger().warning("task.failed", error=UNSEEN, among=[UNSEEN])
+    logging.getLogger("somebody.else").warning("told %s", UNSEEN)
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 2
+    assert not set(told) & set(UNSEEN) - set("abc[31m")
+    assert "202e" in told
+    if log_format == "json":
+        assert json.loads(told.splitlines()[0])["error"] == UNSEEN
+
+
+def test_json_for_programs_means_the_same_and_shows_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    from worker import screens
+
+    screens.print_json({"name": UNSEEN, "plain": "Zoë\t\u2192"})
+    told = capsys.readouterr().out
+    assert json.loads(told) == {"name": UNSEEN, "plain": "Zoë\t\u2192"}
+    assert not set(told) & set(UNSEEN) - set("abc[31m")
+    assert "Zoë" in told

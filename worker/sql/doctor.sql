@@ -16,3 +16,10 @@ SELECT
 FROM system.row_policies
 WHERE database = %(database)s
 ORDER BY 1, 2
+
+-- name: fixed_disk
+-- Whether this user may not let a table name a disk of its own, and with it a host to fetch from or write to.
+SELECT max(readonly) FROM system.merge_tree_settings WHERE name = 'disk'
+
+-- name: read_a_file
+SELECT length(file('/etc/passwd'))
