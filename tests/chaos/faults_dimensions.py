@@ -35,6 +35,19 @@ def _ask_for_campaigns(stage: Stage) -> None:
     stage.send("worker.tasks.sync.plan", {"streams": ["campaigns"]}, "realtime", expires=30)
 
 
+def _known(stage: Stage, ask: _Asking) -> None:
+    """Waits until every campaign was loaded: of a table nothing is known of yet, no reading shows too little."""
+    ids = {row_id for (row_id,) in stage.write("SELECT id FROM campaign")}
+
+    def loaded() -> bool:
+        ask()
+        with stage.servers() as servers:
+            rows = servers.sink.query("looking", "SELECT campaign_id FROM campaign_dimension WHERE NOT is_deleted")
+        return ids <= {row_id for (row_id,) in rows}
+
+    eventually(loaded, "every campaign is loaded", PATIENCE, every=0.5)
+
+
 def _held(stage: Stage) -> set[int]:
     """Campaigns in quarantine."""
     with stage.servers() as servers:
@@ -58,6 +71,7 @@ def campaign_poisoned(scene: Scene, bid: str) -> Iterator[None]:
     """A campaign's bid becomes one that cannot be kept; campaigns beside it go on arriving, and it comes back mended."""
     stage = scene.stage
     ask = _Asking(stage)
+    _known(stage, ask)
     stage.write("ALTER TABLE campaign ALTER bid TYPE numeric")
     ((before,),) = stage.write("SELECT bid FROM campaign WHERE id = %s", POISONED)
     stage.write("UPDATE campaign SET bid = %s WHERE id = %s", bid, POISONED)
@@ -98,6 +112,7 @@ def campaign_emptied(scene: Scene, share: float) -> Iterator[None]:
     """Somebody deletes campaigns by mistake and puts them back; until a person says that it is meant, nobody believes it."""
     stage = scene.stage
     ask = _Asking(stage)
+    _known(stage, ask)
     stage.write(
         "CREATE TABLE campaign_kept AS SELECT * FROM campaign ORDER BY id DESC "
         "LIMIT (SELECT ceil(%s * count(*)) FROM campaign)",

@@ -106,7 +106,7 @@ def _over_a_gap() -> None:
     def furthest(windows: Any, start: Any = ORIGIN) -> Any:
         return max((window.hi for window in windows), default=start)
 
-    patch("worker.ledger:contiguous_end", lambda original: furthest)
+    patch("worker.coverage:contiguous_end", lambda original: furthest)
 
 
 def _unmerged() -> None:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 BEFORE: dict[str, str] = {
     "claimed": "worker.pipeline:load_window",
     "snapshot taken": "worker.ledger:Ledger.committed",
-    "staging": "worker.pipeline:_stage",
+    "staging": "worker.dimensions:_stage",
     "verifying": "worker.pipeline:_verify",
     "marking": "worker.ledger:Ledger.mark_days",
     "unledgered": "worker.ledger:Ledger.commit",

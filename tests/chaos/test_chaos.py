@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +18,7 @@ from tests.chaos import hunt, lanes, outage, soak
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.run import CHAPTER, Report, cut, longest_first, percentile, schedule
+from tests.processes import ROOT
 
 SEED = 12
 
@@ -41,6 +46,29 @@ def test_a_seed_names_the_whole_schedule(seed: int, count: int) -> None:
 def test_a_long_run_holds_every_kind() -> None:
     played = Counter(name for step in schedule(SEED, 1000) for name, _ in step.faults)
     assert set(FAULTS) - set(played) <= {name for name, one in FAULTS.items() if one.weight <= 0.2}
+
+
+APPLY = """
+import os
+from tests.chaos import mutants, points
+for name in ("", *mutants.MUTANTS):
+    child = os.fork()
+    if not child:
+        mutants.apply(name)
+        points.install()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(f"mutant {name or 'none'} cannot be applied")
+"""
+
+
+def test_steps_and_mutants_patch_what_is_there(tmp_path: Path) -> None:
+    environment = {**os.environ, "CHAOS_FOLDER": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", APPLY], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {name for mutant in MUTANTS.values() for name in mutant.faults} <= set(FAULTS)
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))
