@@ -98,11 +98,6 @@ def note_task(name: str, outcome: str, seconds: float) -> None:
     tally.add("task_seconds_sum", seconds, task=name)
 
 
-def note_refused_message(reason: str) -> None:
-    """Counts a message that no worker would read."""
-    tally.add("messages_refused", reason=reason)
-
-
 def memory() -> int:
     """Bytes of memory this process holds now, 0 where the system does not say."""
     try:
