@@ -70,8 +70,9 @@ def _told(found: Any) -> dict[str, str]:
     """Which task a message was for, and its id, where it says so in a way that can be logged."""
     headers = found.get("headers") if isinstance(found, dict) else None
     named = {"task": "task", "task_id": "id"}
-    values = {name: headers.get(key) for name, key in named.items()} if isinstance(headers, dict) else {}
-    return {name: value for name, value in values.items() if messages.is_identifier(value)}
+    if not isinstance(headers, dict):
+        return {}
+    return {name: str(headers[key]) for name, key in named.items() if messages.is_identifier(headers.get(key))}
 
 
 def _refuse(refused: Refused, place: str, found: Any, size: int) -> None:
@@ -83,8 +84,21 @@ _OPTIONS = ("message_limit_bytes", "task_time_limit_seconds", "task_queues")
 """Transport options of ours: what a message may be."""
 
 
-class _QoS(transport.QoS):
+# The types that are published of kombu leave out most of what it is made of.
+_Channel: Any = transport.Channel
+_KombuQoS: Any = transport.QoS
+
+
+class _QoS(_KombuQoS):  # type: ignore[misc]
     """What was delivered and not acknowledged, without believing that kombu wrote it."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        try:
+            super().append(message, delivery_tag)
+        except self.channel.ResponseError:
+            # The queue has it no more: it must not get lost here.
+            self.channel.discard_what_holds_no_messages()
+            super().append(message, delivery_tag)
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         with self.channel.conn_or_acquire(client) as held:
@@ -102,10 +116,6 @@ class _QoS(transport.QoS):
                 client.delete(self.unacked_mutex_key)
                 log.warning("redis.discarded", key=self.unacked_mutex_key, told="a lock that would never end")
         super().restore_visible(*args, **kwargs)
-
-
-# The types that are published of it leave out most of what it is made of.
-_Channel: Any = transport.Channel
 
 
 class _Mended(_Channel):  # type: ignore[misc]
@@ -236,8 +246,7 @@ class _Mended(_Channel):  # type: ignore[misc]
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
         if queue in self.task_queues:
-            self._discard_strangers([self.unacked_key], "hash")
-            self._discard_strangers([self.unacked_index_key], "zset")
+            self.discard_what_holds_no_messages()
         return super().basic_consume(queue, *args, **kwargs)
 
     def _new_queue(self, queue: str, *args: Any, **kwargs: Any) -> None:
@@ -250,6 +259,11 @@ class _Mended(_Channel):  # type: ignore[misc]
         self._discard_strangers(keys, "set")
         super()._queue_bind(exchange, *args)
 
+    def discard_what_holds_no_messages(self) -> None:
+        """Takes away what stands in the place of the messages that are delivered and not acknowledged."""
+        self._discard_strangers([self.unacked_key], "hash")
+        self._discard_strangers([self.unacked_index_key], "zset")
+
     def _discard_strangers(self, keys: Iterable[str], kind: str) -> None:
         """Takes away what is no list, hash or set where ours is: every command on it fails for as long as it is there."""
         with self.conn_or_acquire() as client:
@@ -259,17 +273,16 @@ class _Mended(_Channel):  # type: ignore[misc]
                     client.delete(key)
                     log.warning("redis.discarded", key=key, told=f"it was a {found}, not a {kind}")
 
-    def get_table(self, exchange: str) -> list[tuple[str, ...]]:
-        """The queues an exchange leads to. Anybody can add to the set they are in, so only those that fit count."""
+    def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """The queues an exchange leads to. Anybody can add to the set of them in Redis, so only those that fit count."""
+        if exchange != remote.REPLIES and self.task_queues:
+            return [(queue, "", queue) for queue in self.task_queues]
+        key = self.keyprefix_queue % exchange
+        self._discard_strangers([key], "set")
         with self.conn_or_acquire() as client:
-            found = client.smembers(self.keyprefix_queue % exchange)
+            found = client.smembers(key)
         rows = [tuple(row.decode(errors="replace").split(self.sep)) for row in found]
-        return [row for row in rows if len(row) == 3 and self._leads(exchange, row[0], row[2])]
-
-    def _leads(self, exchange: str, key: str, queue: str) -> bool:
-        if exchange == remote.REPLIES:
-            return queue == f"{key}.{exchange}"
-        return not self.task_queues or (queue in self.task_queues and key == queue)
+        return [row for row in rows if len(row) == 3 and (row[2] == f"{row[0]}.{exchange}" or not self.task_queues)]
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:
@@ -281,7 +294,7 @@ class Channel(_Mended):
     """A channel to one server."""
 
 
-class SentinelChannel(_Mended, transport.SentinelChannel):
+class SentinelChannel(_Mended, transport.SentinelChannel):  # type: ignore[misc]
     """A channel to whichever server the Sentinels call master."""
 
     from_transport_options = (*transport.SentinelChannel.from_transport_options, *_OPTIONS)

@@ -154,7 +154,9 @@ def _is_plain_value(value: object) -> bool:
     return value is None or isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 1000)
 
 
-def require(where: str, found: Any, checks: Mapping[str, Check], *, reason: str = "", needed: Collection[str] = ()) -> None:
+def require(
+    where: str, found: Any, checks: Mapping[str, Check], *, reason: str = "", needed: Collection[str] = ()
+) -> None:
     """Refuses an object that lacks what is needed, has fields nobody knows, or values that do not pass."""
     reason = reason or where
     if not isinstance(found, dict):

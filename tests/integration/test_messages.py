@@ -341,14 +341,14 @@ def test_a_lock_without_an_end_does_not_end_redelivery(worker: Wired) -> None:
     until(lambda: client.exists(key) > 0, "it is delivered again", 30)
 
 
-@pytest.mark.parametrize(
-    "key", ["realtime", "realtime\x06\x166", "unacked", "unacked_index", "_kombu.binding.retailmedia"]
-)
+@pytest.mark.parametrize("key", ["realtime", "realtime\x06\x166", "unacked", "unacked_index"])
 def test_a_key_of_another_type_is_thrown_away(worker: Wired, key: str) -> None:
     worker.client.delete(key)
     worker.client.set(key, "a text")
-    until(lambda: worker.client.type(key) != b"string", "the worker throws it away", 30)
+    if not key.startswith("unacked"):
+        until(lambda: worker.client.type(key) != b"string", "the worker throws it away", 30)
     worker.serves(key)
+    assert worker.client.type(key) != b"string"
 
 
 def test_a_binding_that_somebody_made_leads_nowhere(worker: Wired) -> None:
