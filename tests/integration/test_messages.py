@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.processes import until
-from tests.wires import STEP, Wired, encoded, task, told, wired
+from tests.wires import RUN, STEP, Wired, encoded, task, told, wired
 from worker import observe
 from worker.celery import Servers
 
@@ -358,7 +358,7 @@ def test_a_binding_that_somebody_made_leads_nowhere(worker: Wired) -> None:
     client.sadd("_kombu.binding.retailmedia", "no parts", "realtime\x06\x16\x06\x16elsewhere")
     try:
         app.send_task(
-            STEP, kwargs={"run_id": "x", "turn": "0" * 16}, exchange="retailmedia", routing_key="realtime"
+            STEP, kwargs={"run_id": RUN, "turn": "0" * 16}, exchange="retailmedia", routing_key="realtime"
         ).get(timeout=20)
         assert not client.exists("elsewhere")
     finally:

@@ -11,7 +11,22 @@ PACKAGE = Path(__file__).parents[2] / "worker"
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
-        ("config", "windows", "columns", "streams", "errors", "sql", "logs", "copyframes", "transient", "rules"), 1
+        (
+            "config",
+            "windows",
+            "columns",
+            "streams",
+            "errors",
+            "sql",
+            "logs",
+            "copyframes",
+            "transient",
+            "rules",
+            "careful",
+            "messages",
+            "remote",
+        ),
+        1,
     ),
     **dict.fromkeys(("source", "sink", "watermarks", "ledger", "broker", "ending"), 2),
     **dict.fromkeys(
@@ -37,7 +52,21 @@ LAYERS: dict[str, int] = {
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
-WITHIN_LEAVES = ("errors", "config", "windows", "columns", "streams", "sql", "logs", "copyframes", "transient", "rules")
+WITHIN_LEAVES = (
+    "errors",
+    "config",
+    "windows",
+    "columns",
+    "streams",
+    "sql",
+    "logs",
+    "copyframes",
+    "transient",
+    "rules",
+    "careful",
+    "messages",
+    "remote",
+)
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}
 
