@@ -65,6 +65,12 @@ class AMQP(amqp.AMQP):
 
     Connection = Connection
 
+    def as_task_v2(self, task_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        message = super().as_task_v2(task_id, name, *args, **kwargs)
+        # A tick is told of once it found something to do.
+        known = self.app.tasks.get(name)
+        return message if known is None or known.send_events else message._replace(sent_event=None)
+
 
 def _told(found: Any) -> dict[str, str]:
     """Which task a message was for, and its id, where it says so in a way that can be logged."""

@@ -88,7 +88,7 @@ def instant(text: object) -> datetime | None:
 def watermark(text: str) -> tuple[datetime, UUID, int] | None:
     """When, of which table, in which generation; None where somebody wrote something else there."""
     try:
-        content = json.loads(text) if len(text) <= 1000 else None
+        content: Any = json.loads(text) if len(text) <= 1000 else None
         at, generation = instant(content["at"]), content["generation"]
         uuid = UUID(content["target_uuid"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -100,7 +100,8 @@ def watermark(text: str) -> tuple[datetime, UUID, int] | None:
 def count(key: str, value: str) -> tuple[str, Mapping[str, str], float] | None:
     """A count of the workers: its name, its labels and how much; None where it is no count of ours."""
     try:
-        name, labels = json.loads(key) if len(key) <= 2000 else (None, None)
+        told: Any = json.loads(key) if len(key) <= 2000 else (None, None)
+        name, labels = told
     except (ValueError, TypeError, RecursionError):
         return None
     if not isinstance(name, str) or not _NAME.fullmatch(name) or not _labels(labels) or not is_count(value):

@@ -201,6 +201,7 @@ class DomainTask(Task):  # type: ignore[type-arg]
     """Base of every task: what it logs carries its id and name."""
 
     abstract = True
+    Request = "worker.quiet:Request"
     max_retries = 3
     default_retry_delay = 1
 

@@ -13,6 +13,7 @@ import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 from psycopg2.extensions import connection as Connection
 
 from tests.agreement import assert_agreement, sync
@@ -20,6 +21,7 @@ from tests.integration.test_pipeline import add, campaigns
 from worker import observe, planner, prometheus, standing
 from worker.celery import Servers
 from worker.errors import BadInput
+from worker.logs import tally
 from worker.streams import STREAMS
 from worker.windows import ORIGIN, Window, format_instant, parse_instant
 
@@ -63,14 +65,14 @@ def everything(here: Servers) -> None:
     store.clean_since()
     store.add_progress("some", CLICKS, windows=1, rows=5)
     assert store.progress("some")["clicks:windows_done"] >= 1
-    observe.tally.add("rebuilds")
+    tally.add("rebuilds")
     observe.deliver(store)
-    assert observe.tally.is_empty(), "what was counted could not be delivered"
+    assert tally.is_empty(), "what was counted could not be delivered"
     assert any(entry.name == "rebuilds" for entry in observe.sums(store))
     observe.processes(store)
     store.queue_depths(["realtime"])
     list(prometheus.ServersCollector(here)._redis())
-    prometheus.generate_latest(_registry(here))
+    generate_latest(_registry(here))
 
 
 def _registry(here: Servers) -> Any:
@@ -78,12 +80,12 @@ def _registry(here: Servers) -> Any:
         def collect(self) -> Any:
             return self._redis()
 
-    registry = prometheus.CollectorRegistry()
+    registry = CollectorRegistry()
     registry.register(Redis(here))
     return registry
 
 
-def test_a_member_that_is_no_window_stops_nothing(servers: Servers, client: redis.Redis) -> None:
+def test_a_member_that_is_no_window_stops_nothing(servers: Servers, client: Any) -> None:
     client.zadd(FLYING, {"garbage": in_ms(30), "2026": in_ms(30), b"\xff": in_ms(30)})
     good = Window(ORIGIN, datetime(2026, 1, 1, tzinfo=UTC))
     client.zadd(FLYING, {str(good): in_ms(30)})
@@ -93,7 +95,7 @@ def test_a_member_that_is_no_window_stops_nothing(servers: Servers, client: redi
 
 @pytest.mark.parametrize("score", [9e15, float("inf"), in_ms(3600)])
 def test_what_is_in_flight_longer_than_a_lease_lasts_is_not_in_flight(
-    servers: Servers, client: redis.Redis, score: float
+    servers: Servers, client: Any, score: float
 ) -> None:
     client.zadd(FLYING, {str(Window(ORIGIN, datetime(2026, 1, 1, tzinfo=UTC))): score})
     assert servers.store.in_flight(CLICKS, TARGET) == []
@@ -103,15 +105,13 @@ def test_what_is_in_flight_longer_than_a_lease_lasts_is_not_in_flight(
     "lo_hi", [(ORIGIN, datetime(2290, 1, 1, tzinfo=UTC)), (datetime(1900, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC))]
 )  # fmt: skip
 def test_a_window_nobody_can_have_handed_out_is_not_in_flight(
-    servers: Servers, client: redis.Redis, lo_hi: tuple[datetime, datetime]
+    servers: Servers, client: Any, lo_hi: tuple[datetime, datetime]
 ) -> None:
     client.zadd(FLYING, {str(Window(*lo_hi)): in_ms(30)})
     assert servers.store.in_flight(CLICKS, TARGET) == []
 
 
-def test_planning_and_status_go_on_and_everything_is_loaded(
-    servers: Servers, client: redis.Redis, writer: Connection
-) -> None:
+def test_planning_and_status_go_on_and_everything_is_loaded(servers: Servers, client: Any, writer: Connection) -> None:
     (campaign, *_) = campaigns(writer)
     add(writer, "clicks", campaign, 5)
     uuid = servers.ledger.live([CLICKS])[CLICKS.target]
@@ -128,7 +128,7 @@ def test_planning_and_status_go_on_and_everything_is_loaded(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["string", "hash", "list", "set", "zset"])
 def test_a_key_of_any_type_is_thrown_away_where_it_is_not_ours(
-    servers: Servers, client: redis.Redis, name: str, kind: str
+    servers: Servers, client: Any, name: str, kind: str
 ) -> None:
     key = f"retailmedia:{name}"
     {
@@ -144,16 +144,14 @@ def test_a_key_of_any_type_is_thrown_away_where_it_is_not_ours(
 @pytest.mark.parametrize("name", ["lease:some", "once:some", "turn:some", "gate"])
 @pytest.mark.parametrize("seconds", [None, 10**9])
 def test_nothing_is_held_for_longer_than_anybody_asks_for(
-    servers: Servers, client: redis.Redis, name: str, seconds: int | None
+    servers: Servers, client: Any, name: str, seconds: int | None
 ) -> None:
     client.set(f"retailmedia:{name}", "1", ex=seconds)
     everything(servers)
 
 
 @pytest.mark.parametrize("text", ["2290-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "x" * 10**6, "", "1970"])
-def test_a_time_that_has_not_come_is_no_time_since_all_was_clean(
-    servers: Servers, client: redis.Redis, text: str
-) -> None:
+def test_a_time_that_has_not_come_is_no_time_since_all_was_clean(servers: Servers, client: Any, text: str) -> None:
     client.set("retailmedia:clean_since", text)
     assert servers.store.clean_since() == ORIGIN
     now = datetime.now(UTC) - timedelta(minutes=1)
@@ -167,7 +165,7 @@ def test_a_time_that_has_not_come_is_no_time_since_all_was_clean(
      '{"at": "2026-01-01T00:00:00Z", "target_uuid": "00000000-0000-0000-0000-000000000007", "generation": 1e400}',
      '{"at": "9999-12-31T23:59:59Z", "target_uuid": "00000000-0000-0000-0000-000000000007", "generation": 1}'],
 )  # fmt: skip
-def test_a_watermark_that_makes_no_sense_is_made_anew(servers: Servers, client: redis.Redis, text: str) -> None:
+def test_a_watermark_that_makes_no_sense_is_made_anew(servers: Servers, client: Any, text: str) -> None:
     client.set("retailmedia:watermark:clicks", text)
     assert servers.store.watermark(CLICKS) is None
     assert servers.store.lacks_watermarks([CLICKS])
@@ -180,13 +178,13 @@ def test_an_instant_before_the_first_is_refused_in_a_sentence() -> None:
         parse_instant("0001-01-01T00:00:00+14:00")
 
 
-def test_waiting_messages_of_every_priority_count(servers: Servers, client: redis.Redis) -> None:
+def test_waiting_messages_of_every_priority_count(servers: Servers, client: Any) -> None:
     for suffix in ("", "\x06\x163", "\x06\x166", "\x06\x169"):
         client.lpush(f"realtime{suffix}", "x")
     assert servers.store.queue_depths(["realtime"]) == {"realtime": 4}
 
 
-def test_counts_that_are_none_of_ours_are_thrown_away(servers: Servers, client: redis.Redis) -> None:
+def test_counts_that_are_none_of_ours_are_thrown_away(servers: Servers, client: Any) -> None:
     for field, value in {
         "garbage": "1", '["tasks", {"task": 7}]': "1", '["tasks", {"a-b": "x"}]': "1", '["rebuilds", {}]': "nan",
         '["windows_failed", []]': "1", '["rows_loaded", {"stream": "clicks"}]': "inf", "[" * 1500: "1",
@@ -227,7 +225,7 @@ FIELDS = st.sampled_from([b"horizon", b"seen_at", b"clicks:rows_done", b'["rebui
     )
 )
 def test_nobody_stops_for_anything(
-    servers: Servers, client: redis.Redis, content: list[tuple[str, str, bytes, bytes, float]]
+    servers: Servers, client: Any, content: list[tuple[str, str, bytes, bytes, float]]
 ) -> None:
     client.flushdb()
     for name, kind, a, b, score in content:

@@ -48,7 +48,7 @@ LAYERS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(("quarantine", "alerts", "report"), 3),
-    **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo", "prometheus"), 4),
+    **dict.fromkeys(("celery", "cli", "tasks", "screens", "quiet", "local", "doctor", "runs", "demo", "prometheus"), 4),
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
