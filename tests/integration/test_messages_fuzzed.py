@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -123,14 +123,15 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wired]:
 @hypothesis.settings(max_examples=1500 if not SECONDS else int(SECONDS * 300), deadline=None)
 @hypothesis.given(st.one_of(TASKS, COMMANDS, EVENTS, st.binary(max_size=200)))
 def test_a_check_refuses_or_passes_and_does_nothing_else(raw: bytes) -> None:
-    for check in (
+    checks: tuple[Callable[[Any], object], ...] = (
         lambda found: messages.require_task(
             messages.require_envelope(found, ("",), messages.one_of("realtime")), LIMITS, NOW
         ),
         lambda found: remote.require_control(found, LIMITS),
         remote.require_reply,
         remote.require_event,
-    ):
+    )
+    for check in checks:
         told = ""
         try:
             check(messages.parsed(raw, 65_536))
