@@ -68,7 +68,8 @@ class AMQP(amqp.AMQP):
     def as_task_v2(self, task_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
         message = super().as_task_v2(task_id, name, *args, **kwargs)
         # A tick is told of once it found something to do. To ask an app for its tasks closes it for those to come.
-        known = self.app.tasks.get(name) if self.app.finalized else None
+        app: Any = self.app
+        known = app.tasks.get(name) if app.finalized else None
         return message if known is None or known.send_events else message._replace(sent_event=None)
 
 
