@@ -6,7 +6,6 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,8 @@ from worker.watermarks import WatermarkStore, sentinel_options
 log = structlog.get_logger()
 
 QUEUES = ("realtime", "backfill", "maintenance")
-MESSAGE_LIMIT, HEARTBEAT_FILE = "retailmedia_message_limit_bytes", "retailmedia_heartbeat_file"
-"""Settings of ours that Celery carries to where it calls us: reading them anew costs milliseconds each time."""
+HEARTBEAT_FILE = "retailmedia_heartbeat_file"
+"""A setting of ours that Celery carries to where it calls us: reading it anew costs milliseconds each time."""
 
 M_MMAP_THRESHOLD = -3
 """What glibc's malloc.h calls the size from which on a buffer is a mapping of its own, given back when it is freed."""
@@ -71,6 +70,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Redelivery is looked for this often instead of every hundred seconds.
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
+        # What a message may be; told to the transport, which checks it.
+        "message_limit_bytes": settings.message_limit_bytes,
+        "task_time_limit_seconds": settings.task_time_limit_seconds,
+        "task_queues": QUEUES,
         **sentinel,
     }
     return {
@@ -125,7 +128,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "beat_schedule": PROFILES[settings.schedule_profile],
         "beat_schedule_filename": str(settings.retailmedia_home / "beat" / "schedule"),
         "beat_max_loop_interval": 1,
-        MESSAGE_LIMIT: settings.message_limit_bytes,
         HEARTBEAT_FILE: str(settings.heartbeat_file or ""),
         ending.STOP_SLACK: settings.stop_slack_seconds,
         "imports": [
@@ -195,41 +197,11 @@ def _deliver_counts() -> None:
         observe.deliver(found.store)
 
 
-def guarded_strategy(task: Any, app: Celery[Any], consumer: Any, **options: Any) -> Callable[..., Any]:
-    """What a worker does with a message: Celery's own, but what is not JSON, or too large, is refused unread."""
-    # Here, not above: only a worker needs it.
-    from celery.utils.log import get_logger
-    from celery.worker.strategy import default
-
-    handle: Callable[..., Any] = default(task, app, consumer, **options)
-    limit, celery_log = app.conf[MESSAGE_LIMIT], get_logger(__name__)
-
-    def received(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
-        reason = "content type" if message.content_type != "application/json" else ""
-        reason = reason or ("size" if len(message.body) > limit else "")
-        if not reason:
-            return handle(message, body, ack, reject, callbacks, **more)
-        log.error(
-            "message.refused",
-            reason=reason,
-            task=task.name,
-            task_id=str(message.headers.get("id"))[:80],
-            content_type=str(message.content_type)[:80],
-            bytes=len(message.body),
-        )
-        observe.note_refused_message(reason)
-        reject(celery_log, consumer.connection_errors)
-        observe.deliver(servers().store)
-        return None
-
-    return received
-
-
 class DomainTask(Task):  # type: ignore[type-arg]
     """Base of every task: what it logs carries its id and name."""
 
     abstract = True
-    Strategy = "worker.celery:guarded_strategy"
+    Request = "worker.quiet:Request"
     max_retries = 3
     default_retry_delay = 1
 
@@ -326,6 +298,9 @@ def _worker_lives(**_: Any) -> None:
     path = app.conf[HEARTBEAT_FILE]
     if path:
         _touch(Path(path))
+    # It runs no task with whose end it would deliver what it counted, such as messages it refused.
+    if not logs.tally.is_empty():
+        observe.deliver(servers().store)
 
 
 @signals.worker_ready.connect(weak=False)

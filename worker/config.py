@@ -227,7 +227,7 @@ class Settings(BaseSettings):
         None, description="Touched by a worker, and by beat, while it and the broker talk; for health checks."
     )
     message_limit_bytes: int = Field(
-        65_536, ge=4096, description="A task message whose arguments are larger is refused unread."
+        65_536, ge=4096, description="A task message larger than this as the broker has it is refused unread."
     )
     clickhouse_cluster: str = Field(
         "", pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="Cluster on which the schema is created; empty: one server."

@@ -37,6 +37,11 @@ class Tally:
         with self._lock:
             self._counts[name, tuple(sorted(labels.items()))] += amount  # type: ignore[assignment]
 
+    def is_empty(self) -> bool:
+        """Whether nothing was counted since the last time."""
+        with self._lock:
+            return not self._counts
+
     def take(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Everything counted since the last time."""
         with self._lock:

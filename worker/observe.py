@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from worker import careful
 from worker.errors import Unreachable
 from worker.logs import tally
 from worker.watermarks import PREFIX, WatermarkStore
@@ -40,6 +41,8 @@ end
 return 1
 """
 
+_DROP = "return redis.call('HDEL', KEYS[1], ARGV[1])"
+
 _SUMS = "return redis.call('HGETALL', KEYS[1])"
 
 _PROCESSES = """
@@ -48,7 +51,8 @@ local found = redis.call('HGETALL', KEYS[1])
 local alive = {}
 for i = 1, #found, 2 do
     local at, bytes = string.match(found[i + 1], '^(%d+) (%d+)$')
-    if at and now - tonumber(at) <= tonumber(ARGV[1]) then
+    local known = at and #at <= 12 and #bytes <= 15
+    if known and tonumber(at) <= now + 1 and now - tonumber(at) <= tonumber(ARGV[1]) then
         table.insert(alive, found[i])
         table.insert(alive, bytes)
     else
@@ -98,11 +102,6 @@ def note_task(name: str, outcome: str, seconds: float) -> None:
     tally.add("task_seconds_sum", seconds, task=name)
 
 
-def note_refused_message(reason: str) -> None:
-    """Counts a message that no worker would read."""
-    tally.add("messages_refused", reason=reason)
-
-
 def memory() -> int:
     """Bytes of memory this process holds now, 0 where the system does not say."""
     try:
@@ -128,11 +127,12 @@ def sums(store: WatermarkStore) -> list[Sum]:
     flat = store.script(_SUMS, [SUMS], [])
     found = []
     for key, value in zip(flat[::2], flat[1::2], strict=True):
-        try:
-            name, labels = json.loads(key)
-            found.append(Sum(name, labels, float(value)))
-        except (ValueError, TypeError):
-            log.warning("observe.unreadable_count", key=str(key)[:80])
+        read = careful.count(key, value)
+        if read is None:
+            careful.discarded(SUMS, "a field that is no count")
+            store.script(_DROP, [SUMS], [key])
+        else:
+            found.append(Sum(*read))
     return found
 
 
@@ -142,5 +142,6 @@ def processes(store: WatermarkStore) -> dict[tuple[str, str], int]:
     found = {}
     for key, value in zip(flat[::2], flat[1::2], strict=True):
         host, _, pid = str(key).rpartition(" ")
-        found[host, pid] = int(value)
+        if str(key).isprintable() and len(key) <= 300:
+            found[host, pid] = int(value)
     return found

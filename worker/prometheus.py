@@ -43,7 +43,7 @@ COUNTERS = {
     "rebuild_seconds": "Time spent rebuilding metrics.",
     "tasks": "Celery tasks that ended, by outcome.",
     "task_seconds": "Time spent in Celery tasks.",
-    "messages_refused": "Messages that no worker would read: not JSON, or too large.",
+    "messages_refused": "Messages, commands and events that nobody would read: not well-formed, unknown, or too large.",
 }
 
 

@@ -78,7 +78,13 @@ def answering(app: Celery[Any], seconds: float = 1.0) -> dict[str, set[str]]:
         found = app.control.inspect(timeout=seconds).active_queues() or {}
     except (KombuError, BrokerError, OSError) as error:
         raise Unreachable(f"The broker cannot be reached: {error}.") from None
-    return {node: {queue["name"] for queue in queues} for node, queues in found.items()}
+    return {node: _names(queues) for node, queues in found.items()}
+
+
+def _names(queues: object) -> set[str]:
+    """The names of the queues a worker says it serves: an answer that came by the broker is input."""
+    told = [queue.get("name") for queue in queues if isinstance(queue, dict)] if isinstance(queues, list) else []
+    return {name for name in told if isinstance(name, str)}
 
 
 def require_workers(app: Celery[Any], store: WatermarkStore, task: str) -> None:

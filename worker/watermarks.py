@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -23,14 +23,26 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from worker import careful
 from worker.config import Settings
-from worker.errors import BadInput, Unreachable
+from worker.errors import Unreachable
 from worker.streams import STREAMS, Stream
-from worker.windows import ORIGIN, Window, format_instant, parse_instant
+from worker.windows import ORIGIN, Window, format_instant, from_micros
 
 log = structlog.get_logger()
 
 PREFIX = "retailmedia"
+
+LEASE_SECONDS = 60
+"""What is held for longer than its holder asked for, and than this, is held by nobody: somebody else wrote it."""
+
+LONGEST_GATE_SECONDS = 600
+
+CLOCKS_APART = timedelta(minutes=10)
+"""How far ClickHouse's clock may be ahead of Redis's before what it told is thrown away, which only costs a look."""
+
+PRIORITIES = ("", *(f"\x06\x16{step}" for step in (3, 6, 9)))
+"""What kombu adds to a queue's name for messages of each priority."""
 
 LONGEST_REST_SECONDS = 5.0
 """How long what took long may rest before it is done again."""
@@ -59,8 +71,12 @@ end
 _KEEP_WAITING = """
 local function keep_waiting(waiting, until_ms)
     for _, member in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
-        local flight, window = string.match(member, '^(.*)|(.*)$')
-        redis.call('ZADD', flight, 'XX', until_ms, window)
+        local flight, window = string.match(member, '^(retailmedia:inflight:[^|]+)|([^|]+)$')
+        if flight then
+            redis.pcall('ZADD', flight, 'XX', until_ms, window)
+        else
+            redis.call('ZREM', waiting, member)
+        end
     end
 end
 """
@@ -109,12 +125,15 @@ redis.call('DEL', KEYS[1])
 return 1
 """
 
-# Members are windows, scores the time in ms at which they are given up. Returns those still in flight.
+# Members are windows, scores the time in ms at which they are given up. Returns Redis's time in ms, how many claimed to
+# be in flight for longer than any lease lasts, and those still in flight.
 _IN_FLIGHT = (
     _NOW
     + """
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms())
-return redis.call('ZRANGE', KEYS[1], 0, -1)
+local now = now_ms()
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local endless = redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', now + ARGV[1]), '+inf')
+return {string.format('%.0f', now), endless, redis.call('ZRANGE', KEYS[1], 0, -1)}
 """
 )
 
@@ -217,6 +236,40 @@ class Lease:
             log.warning("lease.release_failed", key=self._key)
 
 
+class _Client(redis.Redis):
+    """A client that throws away what is of another type than ours, or cannot be added to, and asks once more."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return self._asked(*args, **options)
+        except redis.ResponseError as error:
+            if not any(told in str(error) for told in ("WRONGTYPE", "not an integer", "not a float", "would ")):
+                raise
+            if not sum(self._discard_what_is_not_ours(key) for key in args if careful.kind_of(key, PREFIX)):
+                raise
+        return self._asked(*args, **options)
+
+    def _asked(self, *args: Any, **options: Any) -> Any:
+        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def _discard_what_is_not_ours(self, key: str) -> int:
+        kind = careful.kind_of(key, PREFIX)
+        found, wanted = self._asked("TYPE", key), careful.KINDS[kind or ""]
+        if found != wanted:
+            if found != "none":
+                careful.discarded(key, f"it was a {found}, not a {wanted}")
+            return int(found != "none" and self._asked("DEL", key))
+        if kind == "handed" and careful.number(self._asked("GET", key)) is None:
+            careful.discarded(key, "it was no number")
+            return int(self._asked("DEL", key))
+        if kind in {"metrics", "progress"} and not key.endswith(":processes"):
+            values = self._asked("HGETALL", key)
+            if senseless := [field for field, value in values.items() if not careful.is_count(value)]:
+                careful.discarded(key, f"{len(senseless)} of its fields were no numbers")
+                return int(self._asked("HDEL", key, *senseless))
+        return 0
+
+
 def sentinel_options(settings: Settings) -> dict[str, Any]:
     """How to speak to Sentinels: with the timeouts of Redis, and their own password if they have one."""
     seconds = settings.connect_timeout_seconds
@@ -234,12 +287,14 @@ def _connected(settings: Settings) -> redis.Redis:
         "health_check_interval": 15,
         "retry": Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
         "decode_responses": True,
+        # What is no text comes and goes as it is, so that it can be thrown away.
+        "encoding_errors": "surrogateescape",
     }
     if not address.sentinels:
-        return redis.Redis.from_url(address.url, **options)
+        return _Client.from_url(address.url, **options)
     sentinel: Any = Sentinel(address.sentinels, sentinel_kwargs=sentinel_options(settings), **options)  # type: ignore[no-untyped-call]
     login = {"username": address.user or None, "password": address.password or None, "db": address.database}
-    return cast("redis.Redis", sentinel.master_for(address.master, **login))
+    return cast("redis.Redis", sentinel.master_for(address.master, redis_class=_Client, **login))
 
 
 class WatermarkStore:
@@ -312,14 +367,16 @@ class WatermarkStore:
 
     def watermark(self, stream: Stream) -> Watermark | None:
         """The copy of a stream's watermark, or None where there is none that can be read."""
-        return parse_watermark(self.raw_watermark(stream))
+        found = parse_watermark(text := self.raw_watermark(stream))
+        if found is None and text:
+            careful.discarded(self._watermark_key(stream.name), "it is no watermark")
+        return found
 
     def lacks_watermarks(self, streams: Iterable[Stream]) -> bool:
-        """Whether any of these streams has none, as after Redis was emptied."""
+        """Whether any of these streams has none, as after Redis was emptied, or none that can be read."""
         with self._translated():
-            return None in cast(
-                "list[str | None]", self._redis.mget([self._watermark_key(one.name) for one in streams])
-            )
+            found = cast("list[str | None]", self._redis.mget([self._watermark_key(one.name) for one in streams]))
+        return any(parse_watermark(text or "") is None for text in found)
 
     def publish(self, stream: Stream, watermark: Watermark, seen: str) -> bool:
         """Stores the watermark if the stored text is still `seen`; else somebody else just published."""
@@ -353,15 +410,13 @@ class WatermarkStore:
         """What the last tick saw, or None."""
         with self._translated():
             found = cast("dict[str, str]", self._redis.hgetall(f"{PREFIX}:observed:{stream.name}"))
-        try:
-            return Observation(
-                parse_instant(found["horizon"]) if found["horizon"] else None,
-                parse_instant(found["complete_through"]),
-                parse_instant(found["seen_at"]),
-                found["held_by"],
-            )
-        except (KeyError, BadInput):
+        horizon, complete, seen = (careful.instant(found.get(k)) for k in ("horizon", "complete_through", "seen_at"))
+        held_by = found.get("held_by", "")[:500]
+        if complete is None or seen is None or (horizon is None and found.get("horizon")):
+            if found:
+                careful.discarded(f"{PREFIX}:observed:{stream.name}", "it is nothing that a tick saw")
             return None
+        return Observation(horizon, complete, seen, held_by if held_by.isprintable() else "")
 
     def forget_observations(self) -> None:
         """Forgets what ticks of every stream saw."""
@@ -370,11 +425,21 @@ class WatermarkStore:
 
     # Leases
 
+    def _taken(self, key: str, value: str, milliseconds: int) -> bool:
+        """Whether a key that runs out by itself is ours now. One that would not is nobody's."""
+        with self._translated():
+            while not self._redis.set(key, value, nx=True, px=milliseconds):
+                left = self._redis.pttl(key)
+                if left != -1 and left <= max(milliseconds, LEASE_SECONDS * 1000):
+                    return False
+                careful.discarded(key, "it would be held for longer than anybody asks for")
+                self._redis.delete(key)
+        return True
+
     def try_lease(self, name: str, seconds: float, *, flight: tuple[str, str, str] | None = None) -> Lease | None:
         """The lease of that name, renewed until released; None while somebody else holds it."""
         key, owner, milliseconds = f"{PREFIX}:lease:{name}", secrets.token_hex(8), int(seconds * 1000)
-        with self._translated():
-            taken = self._redis.set(key, owner, nx=True, px=milliseconds)
+        taken = self._taken(key, owner, milliseconds)
         return Lease(self, key, owner, milliseconds, flight) if taken else None
 
     @contextmanager
@@ -394,8 +459,16 @@ class WatermarkStore:
 
     def in_flight(self, stream: Stream, uuid: UUID) -> list[Window]:
         """Windows handed out and not yet done or given up."""
-        members = cast("list[str]", self.script(_IN_FLIGHT, [self._flight_key(stream, uuid)], []))
-        return [Window.parse(*member.split("/", 1)) for member in members]
+        key, longest = self._flight_key(stream, uuid), max(self._settings.lease_seconds, LEASE_SECONDS) * 1000
+        now, endless, members = self.script(_IN_FLIGHT, [key], [longest])
+        if endless:
+            careful.discarded(key, f"{endless} entries that no lease can keep in flight so long")
+        found = {member: careful.window(member, from_micros(int(now) * 1000)) for member in members}
+        if senseless := [member for member, window in found.items() if window is None]:
+            careful.discarded(key, f"{len(senseless)} entries that are no windows")
+            with self._translated():
+                self._redis.zrem(key, *senseless)
+        return [window for window in found.values() if window is not None]
 
     def _waiting_key(self, queue: str) -> str:
         return f"{PREFIX}:waiting:{queue}"
@@ -448,10 +521,14 @@ class WatermarkStore:
         """A time, by ClickHouse's clock, before which no day was marked that is not rebuilt, as far as is known."""
         with self._translated():
             text = cast("str | None", self._redis.get(f"{PREFIX}:clean_since"))
-        try:
-            return parse_instant(text) if text else ORIGIN
-        except BadInput:
+            seconds, _ = self._redis.time()
+        if not text:
             return ORIGIN
+        found = careful.instant(text)
+        if found is None or found > datetime.fromtimestamp(seconds, UTC) + CLOCKS_APART:
+            careful.discarded(f"{PREFIX}:clean_since", "it is no time that has come")
+            return ORIGIN
+        return found
 
     def set_clean_since(self, at: datetime) -> None:
         """Remembers that, so that a tick need not look at every day."""
@@ -460,8 +537,7 @@ class WatermarkStore:
 
     def once(self, name: str, seconds: float) -> bool:
         """True for the first caller within that time."""
-        with self._translated():
-            return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
+        return self._taken(f"{PREFIX}:once:{name}", "1", int(seconds * 1000))
 
     def happened(self, name: str) -> bool:
         """Whether `once` was asked for it within its time."""
@@ -490,8 +566,7 @@ class WatermarkStore:
     def take_turn(self, name: str, seconds: float) -> str | None:
         """A turn for one message that is about to be sent; None while another message has it, for so long at most."""
         turn = secrets.token_hex(8)
-        with self._translated():
-            return turn if self._redis.set(f"{PREFIX}:turn:{name}", turn, nx=True, px=int(seconds * 1000)) else None
+        return turn if self._taken(f"{PREFIX}:turn:{name}", turn, int(seconds * 1000)) else None
 
     def end_turn(self, name: str, turn: str) -> bool:
         """Gives the turn up when its message has arrived; False if another message has taken it since."""
@@ -512,7 +587,12 @@ class WatermarkStore:
     def gate_closed(self) -> bool:
         """Whether a full refresh is about to swap."""
         with self._translated():
-            return bool(self._redis.exists(f"{PREFIX}:gate"))
+            left = self._redis.pttl(f"{PREFIX}:gate")
+            if left == -1 or left > LONGEST_GATE_SECONDS * 1000:
+                careful.discarded(f"{PREFIX}:gate", "it would stay closed")
+                self._redis.delete(f"{PREFIX}:gate")
+                return False
+        return left != -2
 
     # Progress of runs, for progress bars
 
@@ -521,31 +601,35 @@ class WatermarkStore:
         amounts = {f"{stream.name}:windows_done": windows, f"{stream.name}:rows_done": rows}
         key = f"{PREFIX}:progress:{run_id}"
         with self._translated():
-            pipe = self._redis.pipeline(transaction=False)
             for name, amount in amounts.items():
                 if amount:
-                    pipe.hincrby(key, name, amount)
-            pipe.expire(key, 86_400)
-            pipe.execute()
+                    self._redis.hincrby(key, name, amount)
+            self._redis.expire(key, 86_400)
 
     def progress(self, run_id: str) -> dict[str, int]:
         """What a run has done so far, by `<stream>:<what>`."""
         with self._translated():
             found = cast("dict[str, str]", self._redis.hgetall(f"{PREFIX}:progress:{run_id}"))
-        return {name: int(value) for name, value in found.items()}
+        counts = {name: careful.number(value) for name, value in found.items()}
+        if None in counts.values():
+            careful.discarded(f"{PREFIX}:progress:{run_id}", "some of it is no number")
+        return {name: value for name, value in counts.items() if value is not None}
 
     # Queues
 
     def queue_depths(self, queues: Iterable[str]) -> dict[str, int]:
-        """Messages waiting in each Celery queue."""
+        """Messages waiting in each Celery queue, of whatever priority. What is no list there holds none."""
+        return {name: sum(self._depth(name + suffix) for suffix in PRIORITIES) for name in queues}
+
+    def _depth(self, key: str) -> int:
         with self._translated():
-            return {name: int(self._redis.llen(name)) for name in queues}
+            try:
+                return int(self._redis.llen(key))
+            except redis.ResponseError:
+                return 0
 
 
 def parse_watermark(text: str) -> Watermark | None:
     """The watermark a stored text means, or None where somebody wrote something else there."""
-    try:
-        content = json.loads(text)
-        return Watermark(parse_instant(content["at"]), UUID(content["target_uuid"]), int(content["generation"]))
-    except Exception:  # whatever was written there by hand
-        return None
+    found = careful.watermark(text)
+    return Watermark(*found) if found else None

@@ -25,7 +25,10 @@ def instant(value: datetime) -> datetime:
     """`value` in UTC. Raises `BadInput` for a naive datetime: it names no instant."""
     if value.tzinfo is None:
         raise BadInput(f"{value.isoformat()} has no time zone, so it names no instant; add one, for example a final Z.")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise BadInput(f"{value.isoformat()} is outside the years 1 to 9999 in UTC.") from None
 
 
 def parse_instant(text: str) -> datetime:

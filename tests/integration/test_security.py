@@ -117,16 +117,23 @@ def test_a_message_that_is_not_json_is_refused_and_logged(
     # The answer is there a moment before its own message is taken off.
     until(lambda: client.hlen("unacked") == 0, "nothing is left to be delivered again")
     client.close()
-    counted = [entry for entry in observe.sums(servers.store) if entry.name == "messages_refused"]
-    assert [(dict(entry.labels), entry.value) for entry in counted] == [({"reason": "content type"}, 1.0)]
+
+    def counted() -> list[tuple[dict[str, str], float]]:
+        found = observe.sums(servers.store)
+        return [(dict(entry.labels), entry.value) for entry in found if entry.name == "messages_refused"]
+
+    until(lambda: counted() == [({"reason": "content type"}, 1.0)], "it is counted")
 
 
 def test_an_oversized_message_is_refused_and_logged(settings: Settings, app: Celery[Any], log: Path) -> None:
     body = json.dumps([[], {"streams": ["clicks"], "run_id": "x" * settings.message_limit_bytes}, {}]).encode()
     name = sent(settings, body, "application/json", "worker.tasks.pipeline.run")
-    until(lambda: name in log.read_text(), "the refusal is logged")
+    until(lambda: "message.refused" in log.read_text(), "the refusal is logged")
     (line,) = [json.loads(line) for line in log.read_text().splitlines() if "message.refused" in line]
-    assert (line["task_id"], line["reason"], line["bytes"]) == (name, "size", len(body))
+    # Not read at all: whose it is, nobody knows.
+    assert line["reason"] == "size"
+    assert line["bytes"] > len(body)
+    assert name not in log.read_text()
     assert "xxxxxxxx" not in log.read_text()
     app.send_task("worker.tasks.maintenance.converge", queue="maintenance").get(timeout=30)
 

@@ -28,6 +28,9 @@ LAYERS: dict[str, float] = {
             "relied",
             "coverage",
             "idshape",
+            "careful",
+            "messages",
+            "remote",
         ),
         1,
     ),
@@ -71,7 +74,7 @@ LAYERS: dict[str, float] = {
         3,
     ),
     **dict.fromkeys(("quarantine", "alerts", "report"), 3),
-    **dict.fromkeys(("celery", "cli", "tasks", "screens", "local", "doctor", "runs", "demo", "prometheus"), 4),
+    **dict.fromkeys(("celery", "cli", "tasks", "screens", "quiet", "local", "doctor", "runs", "demo", "prometheus"), 4),
 }
 
 # Leaves that other leaves stand on, lowest first; and the entries, which wire each other.
@@ -94,6 +97,9 @@ WITHIN_LEAVES = (
     "relied",
     "coverage",
     "idshape",
+    "careful",
+    "messages",
+    "remote",
 )
 
 DRIVERS = {"psycopg2": "source", "clickhouse_driver": "sink", "redis": "watermarks", "apprise": "alerts"}

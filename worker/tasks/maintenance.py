@@ -21,7 +21,7 @@ ABANDONED_SECONDS = 900
 """Age from which a staging table belongs to nobody: three times the longest a task may run."""
 
 
-@app.task
+@app.task(send_events=False)
 def converge(**unknown: Any) -> dict[str, Any]:
     """Watermarks, metrics, and a push to every run that has not ended."""
     arguments.no_others("converge", "nothing", unknown)
@@ -39,7 +39,7 @@ def converge(**unknown: Any) -> dict[str, Any]:
         return {"days": days, "runs": len(runs)}
 
 
-@app.task
+@app.task(send_events=False)
 def sweep(**unknown: Any) -> dict[str, Any]:
     """Looks at every day instead of the recent marks, and drops tables left by processes that died."""
     arguments.no_others("sweep", "nothing", unknown)

@@ -39,7 +39,7 @@ def carry_out(here: Servers, scope: Scope, selected: list[quality.Check]) -> dic
     return {"run_id": run_id, **{state: states.count(state) for state in sorted(set(states))}}
 
 
-@app.task
+@app.task(send_events=False)
 def changed(**unknown: Any) -> dict[str, Any]:
     """Checks the days that were rebuilt since the last time. Does nothing where none was."""
     arguments.no_others("changed", "nothing", unknown)
@@ -103,7 +103,7 @@ def _read_again(here: Servers, stream: Stream, window: Window, table: str, uuid:
     )
 
 
-@app.task
+@app.task(send_events=False)
 def release(**unknown: Any) -> dict[str, Any]:
     """Loads what people released from quarantine."""
     arguments.no_others("release", "nothing", unknown)

@@ -23,7 +23,7 @@ def seal_due(here: Servers) -> dict[str, Any]:
     return {**found, "sides_differ": [str(day) for day in apart]} if apart else found
 
 
-@app.task
+@app.task(send_events=False)
 def seal(**unknown: Any) -> dict[str, Any]:
     """Seals days that became final or were restated."""
     arguments.no_others("seal", "nothing", unknown)

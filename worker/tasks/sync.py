@@ -30,9 +30,12 @@ HEAP_SECONDS = 0.5
 """Ticks of the same streams that follow each other closer than this are one."""
 
 
-@app.task(ignore_result=True)
-def plan(streams: list[str] | None = None, **unknown: Any) -> None:
-    """One tick: hands out the windows of these streams (default all) that lie below the safe horizon."""
+@app.task(ignore_result=True, send_events=False)
+def plan(streams: list[str] | None = None, **unknown: Any) -> dict[str, Any] | None:
+    """One tick: hands out the windows of these streams (default all) that lie below the safe horizon.
+
+    Returns what it did, for Flower; None where there was nothing to do.
+    """
     arguments.no_others("plan", "streams", unknown)
     chosen = arguments.stream_list(streams)
     here = servers()
@@ -41,11 +44,11 @@ def plan(streams: list[str] | None = None, **unknown: Any) -> None:
     # After an outage, or while servers are slow, ticks come in a heap, and one says it all.
     with here.store.thinned(name, HEAP_SECONDS) as ahead:
         if not ahead or here.store.gate_closed():
-            return
+            return None
         # Two ticks at once would hand out the same windows; the lease saves the work, the ledger would bear it.
         with here.store.lease(name, turns.LEASE_SECONDS) as held:
             if held is None:
-                return
+                return None
             try:
                 plans = planner.plan(here.source, here.ledger, here.store, here.settings, chosen)
             except SourceWentBack as error:
@@ -55,8 +58,8 @@ def plan(streams: list[str] | None = None, **unknown: Any) -> None:
             handed = sum(
                 hand_out(here, planned, follow_up=advance.si(streams=[planned.stream.name])) for planned in plans
             )
-        if not handed and not settled(here):
-            rebuild_dirty(here)
+        days = 0 if handed or settled(here) else rebuild_dirty(here).days
+        return {"windows": handed, "days": days} if handed or days else None
 
 
 def hand_out(
