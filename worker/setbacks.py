@@ -100,11 +100,14 @@ def begin_anew(
     Of a source that went back it begins a new generation, if all events are read anew: then what the live tables hold
     counts up to now. Raises `SourceWentBack` where only some are.
     """
+    whole = set(EVENT_STREAMS) <= set(streams)
     try:
+        if not whole and (told := ledger.setback(while_refreshed=True)):
+            raise SourceWentBack(told)
         with reading(source, ledger, settings, (), uuids) as now:
             return now.version
     except SourceWentBack as error:
-        if not set(EVENT_STREAMS) <= set(streams):
+        if not whole:
             raise SourceWentBack(
                 f"{str(error).rstrip('.')}; a refresh of {streams[0].name} alone is not enough."
             ) from error

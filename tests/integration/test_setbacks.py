@@ -253,6 +253,28 @@ def latched(servers: Servers) -> str:
     return str(refused.value)
 
 
+def test_a_refresh_that_ends_before_its_swap_makes_nothing_good(servers: Servers, writer: Connection) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    commit_ahead(servers, 1000)
+    add(writer, "impressions", campaign, 20)
+    with pytest.raises(SourceWentBack):
+        sync(servers)
+    run = started(servers, "first")
+    # What the live table holds counts up to here while its successor is filled, but no other refresh may take its place.
+    sync(servers)
+    with pytest.raises(SourceWentBack, match="clicks alone is not enough"):
+        started(servers, "only-clicks", [STREAMS["clicks"]])
+    servers.ledger.end_run(run, "failed", "a window failed too often")
+    with pytest.raises(SourceWentBack):
+        sync(servers)
+    complete_refresh(servers, "second")
+    sync(servers)
+    assert servers.ledger.setback() == ""
+    assert_agreement(writer, servers)
+
+
 def test_it_is_said_everywhere(servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 10)
