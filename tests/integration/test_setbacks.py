@@ -24,7 +24,7 @@ from tests.integration.test_refresh import complete_refresh, started
 from worker import alerts, dimensions, doctor, pipeline, planner, prometheus, setbacks, standing
 from worker.celery import Servers
 from worker.config import Settings
-from worker.errors import HorizonUnsafe, SourceWentBack, Superseded
+from worker.errors import HorizonUnsafe, SourceWentBack, Superseded, TransientSource
 from worker.ledger import Run
 from worker.source import Snapshot, Source
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS
@@ -350,6 +350,25 @@ def test_a_clock_that_was_set_back(
     servers.ledger.save_run(Run("task", "refresh", ("impressions", "clicks"), True, until=now, started_at=now))
     refresh_tasks.step(run_id="task")
     complete_refresh(servers, "after")
+    sync(servers)
+    assert_agreement(writer, servers)
+
+
+def test_a_window_that_ends_after_the_clock_is_not_loaded(servers: Servers, writer: Connection) -> None:
+    """Handed out before the clock was set back, or before a replica with a slower one was promoted."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    add(writer, "impressions", campaign, 5)
+    uuid = servers.ledger.live([IMPRESSIONS])[EVENTS_TABLE]
+    window = Window(ORIGIN, servers.source.now() + timedelta(milliseconds=1500))
+    with pytest.raises(TransientSource, match="ends after the clock"):
+        pipeline.load_window(
+            servers.source, servers.sink, servers.ledger, servers.settings, IMPRESSIONS, window, table=EVENTS_TABLE,
+            uuid=uuid,
+        )  # fmt: skip
+    add(writer, "impressions", campaign, 7)
+    time.sleep(1.5)
     sync(servers)
     assert_agreement(writer, servers)
 
