@@ -275,6 +275,24 @@ def test_a_refresh_that_ends_before_its_swap_makes_nothing_good(servers: Servers
     assert_agreement(writer, servers)
 
 
+def test_a_server_that_was_left_for_another_is_not_taken_up_without_a_word(
+    servers: Servers, writer: Connection
+) -> None:
+    """As when the wrong server was named for a moment, and nothing of it came to be loaded."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    with servers.source.snapshot() as snapshot:
+        another = replace(snapshot, system_id=7)
+    servers.ledger.generation(another, failover_rewind=timedelta(0))
+    add(writer, "impressions", campaign, 20)
+    with pytest.raises(SourceWentBack, match="another has taken its place since"):
+        sync(servers)
+    complete_refresh(servers, "after")
+    sync(servers)
+    assert_agreement(writer, servers)
+
+
 def test_it_is_said_everywhere(servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 10)
