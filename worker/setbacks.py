@@ -28,6 +28,9 @@ log = structlog.get_logger()
 CRASH_TAIL = 64
 """So many transaction ids, drawn moments before a crash and not on disk yet, may be given out again after it."""
 
+CLOCKS_APART = timedelta(seconds=60)
+"""How far the clocks of PostgreSQL and ClickHouse may be apart for what a tick saw on one to be believed by the other."""
+
 REMEDY = (
     "nothing more is loaded from it until a full refresh of all events: `retailmedia pipeline --full-refresh`, which reads "
     "what is there now"
@@ -145,7 +148,13 @@ def require_clock(
     """
     margin = timedelta(milliseconds=settings.horizon_margin_ms)
     # The watermark was the margin behind the clock of its time.
-    latest = max(watermark, seen - margin) if seen is not None else watermark
+    latest = watermark
+    if seen is not None and clock < seen - margin:
+        # What a tick saw is kept in Redis, where anybody with its password may write. The ledger's clock has not seen it.
+        if seen <= ledger.now() + CLOCKS_APART:
+            latest = max(latest, seen - margin)
+        else:
+            log.warning("source.clock_seen_is_not_believed", seen=seen.isoformat())
     if clock >= latest:
         return
     generations = ledger.generations()

@@ -404,6 +404,19 @@ def test_a_promoted_replica_with_a_slower_clock_is_no_setback(servers: Servers, 
     assert servers.ledger.setback() == ""
 
 
+def test_a_clock_that_only_redis_has_seen_is_not_believed(servers: Servers, writer: Connection) -> None:
+    """Anybody with Redis's password may write it; syncing would stop until somebody asked for a full refresh."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    forged = servers.source.now() + timedelta(days=1)
+    servers.store.observe(IMPRESSIONS, Observation(forged, forged, forged, ""))
+    add(writer, "impressions", campaign, 7)
+    sync(servers)
+    assert_agreement(writer, servers)
+    assert servers.ledger.setback() == ""
+
+
 def snapshot_of(xmax: int = 1000, in_progress: int = 0, system: int = 7, timeline: int = 1) -> Snapshot:
     return Snapshot(system, timeline, xmax, in_progress, datetime(2026, 11, 20, 12, tzinfo=UTC))
 
