@@ -115,7 +115,7 @@ def of_the_data(sink: Sink, settings: Settings, now: datetime) -> list[Signal]:
     dimensions = {stream.name for stream in DIMENSION_STREAMS}
     for stream, rows, event_id, rule in sink.named("alert", "held_dimension_rows"):
         more = f", and {rows - 1:,} more" if rows > 1 else ""
-        told = f"Row {event_id} of {stream} keeps its last values: {rule}{more}. Mend it at the source"
+        told = f"Row {event_id} of {stream} stays as it was loaded last, if ever: {rule}{more}. Mend it at the source"
         decide = f"`retailmedia quarantine discard {stream} {event_id}` says that it is to stay so"
         found.append(Signal(f"quarantine/{stream}", "error", f"{told}; {decide}."))
     for stream, rows in sink.named("alert", "quarantine_growth", {"now": now}):

@@ -61,6 +61,9 @@ from worker.windows import Window, parse_instant
 
 PROGRAM = "retailmedia"
 INTERRUPTED = 130
+_NO_COMMAND: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What click raises, from 8.2 on, for a group without a command: its message is the group's help."""
+
 UNREACHABLE_CODES = frozenset({None, 198, 209, 210, 279})
 """ClickHouse codes that speak of the connection, as does having none."""
 
@@ -1178,6 +1181,9 @@ def main(args: list[str] | None = None) -> None:
         # Whoever read our output has gone; nothing can be told any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except _NO_COMMAND as error:
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except Exception as error:
         if context is not None and context.meta.get("debug"):
             traceback.print_exc()

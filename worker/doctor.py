@@ -24,6 +24,9 @@ from worker.windows import instant
 POSTGRES_AT_LEAST = (13,)
 CLICKHOUSE_AT_LEAST = (24, 8)
 REDIS_AT_LEAST = (6,)
+ACCESS_DENIED = 497
+"""What ClickHouse answers a user without the right."""
+
 MISFITS_SHOWN = 5
 """Campaigns that cannot be kept, named at most."""
 
@@ -249,7 +252,7 @@ def _kept(settings: Settings) -> Iterator[Finding]:
             policies = sink.named("doctor", "row_policies", {"database": sink.database})
         except SinkFailure as error:
             policies = None
-            unseen = str(error)
+            unseen = "its user lacks the grant SHOW ROW POLICIES" if error.code == ACCESS_DENIED else str(error)
     if setback:
         yield Finding("PostgreSQL", "time", "wrong", setback, "run `retailmedia pipeline --full-refresh`")
     else:

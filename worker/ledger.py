@@ -21,7 +21,7 @@ from worker.coverage import Generation as Generation
 from worker.coverage import effective as effective
 from worker.errors import HorizonUnsafe
 from worker.sql import chunks, named
-from worker.streams import Stream
+from worker.streams import EVENT_STREAMS, EVENTS_TABLE, Stream
 from worker.windows import MICROSECOND, ORIGIN, Window, instant, to_micros
 
 if TYPE_CHECKING:
@@ -123,10 +123,16 @@ class Ledger:
         chosen = tuple(uuids)
         return int(self._sink.named("ledger", "newest_version", {"uuids": chosen})[0][0]) if chosen else 0
 
-    def setback(self) -> str:
-        """The sentence that says why nothing may be loaded from this source any more; empty where it may."""
-        found = self._sink.named("ledger", "setback")
-        return str(found[0][0]) if found else ""
+    def setback(self, *, while_refreshed: bool = False) -> str:
+        """The sentence that says why nothing may be loaded from this source any more; empty where it may, which is also
+        while a full refresh of all events is under way, unless `while_refreshed`. One that ends before its swap mends nothing.
+        """
+        parameters = {"database": self._sink.database, "live": EVENTS_TABLE}
+        for generation, message in self._sink.named("ledger", "setbacks", parameters):
+            running = [] if while_refreshed else [run for run in self.open_runs() if run.version >> 56 > generation]
+            if not any({stream.name for stream in EVENT_STREAMS} <= set(run.streams) for run in running):
+                return str(message)
+        return ""
 
     def note_setback(self, generation: int, cause: Literal["transactions", "clock"], message: str) -> None:
         """Keeps that the source of this generation went back. Who else notices the same changes nothing."""

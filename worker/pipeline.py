@@ -25,7 +25,7 @@ from worker import calendars, setbacks
 from worker.calendar import Calendar
 from worker.columns import EARLIEST, LATEST, Column, Refusals, multiplier, word_statement
 from worker.config import Settings
-from worker.errors import RefusedRows, ScatteredIds, SchemaMismatch, Superseded, VerificationFailed
+from worker.errors import RefusedRows, ScatteredIds, SchemaMismatch, Superseded, TransientSource, VerificationFailed
 from worker.idshape import IDS_A_PARTITION, refusal, shape_of
 from worker.ledger import Ledger, dedup_token
 from worker.rules import Marks, judge
@@ -196,6 +196,12 @@ def load_window(
     calendar = calendars.in_force(sink, settings)
     with setbacks.reading(source, ledger, settings, [stream], [uuid], newer=newer) as read:
         snapshot = read.snapshot
+        if window.hi > snapshot.taken_at:
+            # It was cut by a clock that was set back since, or by that of a primary that another has taken the place of.
+            raise TransientSource(
+                f"{stream.name} {window} ends after the clock of PostgreSQL, {format_instant(snapshot.taken_at)}, so rows "
+                "of it may still be written; nothing was loaded."
+            )
         commits, begun = ledger.committed(stream, uuid, window, read.generation)
         if not again and _covered(window, commits):
             return Loaded(0, 0, 0, 0, already=True)

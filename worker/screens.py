@@ -584,14 +584,17 @@ def status_table(found: standing.Overview) -> Table:
     return table(heads, [[title, *(value(entry) for entry in found.streams)] for title, value in lines])
 
 
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def unpriced_line(found: standing.Unpriced) -> str:
     """What spend leaves out; empty where that is nothing."""
     if not found.events:
         return ""
-    return (
-        f"Unpriced: {found.events:,} events of {found.campaigns:,} campaigns that are not known, on {found.days:,} days; "
-        f"what they cost is not in spend. See `{program()} check unpriced_events`."
-    )
+    campaigns = "1 campaign that is" if found.campaigns == 1 else f"{found.campaigns:,} campaigns that are"
+    told = f"Unpriced: {_plural(found.events, 'event')} of {campaigns} not known, on {_plural(found.days, 'day')}"
+    return f"{told}; what they cost is not in spend. See `{program()} check unpriced_events`."
 
 
 def horizon_line(found: standing.Overview) -> str:
@@ -867,10 +870,10 @@ def finding(entry: doctor.Finding) -> None:
     """One finding, and under it how to mend it."""
     out = console()
     mark, style = MARKS[entry.state]
-    head = Text(f"{mark} ", style=style) + Text(f"{entry.about:<11}{entry.what:<18}", style="default")
+    head = Text(f"{mark} ", style=style) + Text(f"{entry.about:<11}{entry.what:<23} ", style="default")
     out.print(head + Text(entry.found), soft_wrap=True)
     if entry.mend:
-        out.print(Text(f"  {'':<29}→ {entry.mend}", style="bold"), soft_wrap=True)
+        out.print(Text(f"  {'':<35}→ {entry.mend}", style="bold"), soft_wrap=True)
 
 
 def migrations(found: Sequence[migrate.Status]) -> Table:

@@ -28,6 +28,9 @@ log = structlog.get_logger()
 CRASH_TAIL = 64
 """So many transaction ids, drawn moments before a crash and not on disk yet, may be given out again after it."""
 
+CLOCKS_APART = timedelta(seconds=60)
+"""How far the clocks of PostgreSQL and ClickHouse may be apart for what a tick saw on one to be believed by the other."""
+
 REMEDY = (
     "nothing more is loaded from it until a full refresh of all events: `retailmedia pipeline --full-refresh`, which reads "
     "what is there now"
@@ -66,7 +69,9 @@ def reading(
     """
     refuse(ledger)
     # Before the snapshot is taken: whatever is committed by then was read in an earlier one.
-    newest = ledger.newest_version(uuids)
+    present = max((one.number for one in ledger.generations()), default=0)
+    # Of a server that was left for another nothing more counts, also where nothing was loaded of the other.
+    newest = max(ledger.newest_version(uuids), present << 56)
     rewind = timedelta(seconds=settings.failover_rewind_seconds)
     for again in (False, True):
         with source.snapshot(streams, newer=newer) as snapshot:
@@ -82,11 +87,14 @@ def reading(
         log.warning("source.transactions_lost_in_a_crash", count=behind)
         source.draw_transactions(behind)
     latest = ledger.generations()[-1].number
-    told = (
-        f"PostgreSQL at {settings.server_label('postgres')} went back in time, as when a snapshot of its volume is put back: "
-        f"its newest transaction, {snapshot.xmax:,} of timeline {snapshot.timeline}, is older than one that was loaded from "
-        f"it before; {REMEDY}."
-    )
+    if generation < newest >> 56:
+        what = f"is a server that was synced before, and another has taken its place since; {REMEDY}."
+    else:
+        what = (
+            "went back in time, as when a snapshot of its volume is put back: its newest transaction, "
+            f"{snapshot.xmax:,} of timeline {snapshot.timeline}, is older than one that was loaded from it before; {REMEDY}."
+        )
+    told = f"PostgreSQL at {settings.server_label('postgres')} {what}"
     ledger.note_setback(latest, "transactions", told)
     log.error("source.went_back", newest=newest, found=version)
     raise SourceWentBack(told)
@@ -100,11 +108,14 @@ def begin_anew(
     Of a source that went back it begins a new generation, if all events are read anew: then what the live tables hold
     counts up to now. Raises `SourceWentBack` where only some are.
     """
+    whole = set(EVENT_STREAMS) <= set(streams)
     try:
+        if not whole and (told := ledger.setback(while_refreshed=True)):
+            raise SourceWentBack(told)
         with reading(source, ledger, settings, (), uuids) as now:
             return now.version
     except SourceWentBack as error:
-        if not set(EVENT_STREAMS) <= set(streams):
+        if not whole:
             raise SourceWentBack(
                 f"{str(error).rstrip('.')}; a refresh of {streams[0].name} alone is not enough."
             ) from error
@@ -137,7 +148,13 @@ def require_clock(
     """
     margin = timedelta(milliseconds=settings.horizon_margin_ms)
     # The watermark was the margin behind the clock of its time.
-    latest = max(watermark, seen - margin) if seen is not None else watermark
+    latest = watermark
+    if seen is not None and clock < seen - margin:
+        # What a tick saw is kept in Redis, where anybody with its password may write. The ledger's clock has not seen it.
+        if seen <= ledger.now() + CLOCKS_APART:
+            latest = max(latest, seen - margin)
+        else:
+            log.warning("source.clock_seen_is_not_believed", seen=seen.isoformat())
     if clock >= latest:
         return
     generations = ledger.generations()

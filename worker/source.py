@@ -744,9 +744,9 @@ class Source:
     def _require_locked(self, table: str) -> psycopg2.extensions.connection:
         """The session of the open snapshot; one that would be opened now sees another state of the database."""
         connection = self._connection
-        if table not in self._locked or connection is None or connection is not self._reading:
+        if table not in self._locked:
             raise RuntimeError(f"{table} is read outside of a snapshot before which it was locked")
-        if connection.closed:
+        if connection is None or connection is not self._reading or connection.closed:
             raise TransientSource(f"PostgreSQL ended the session in which {table} was being read.")
         return connection
 

@@ -136,8 +136,8 @@ def _gone_campaigns(scene: Scene) -> list[int]:
     return sorted(number for (number,) in rows if number in there)
 
 
-@fault("clock set back", "clock", lambda rng: {"minutes": rng.randint(1, 600)}, 0.3)
-def clock_set_back(scene: Scene, minutes: int) -> Iterator[None]:
+@fault("clock set back", "clock", lambda rng: {"seconds": rng.randint(25, 55)}, 0.3)
+def clock_set_back(scene: Scene, seconds: int) -> Iterator[None]:
     """Ticks left behind what a clock showed that has been set back since: live tables are refused until a full refresh."""
     stage = scene.stage
     with stage.servers() as servers:
@@ -146,7 +146,7 @@ def clock_set_back(scene: Scene, minutes: int) -> Iterator[None]:
             if servers.ledger.setback():
                 return True
             # A tick under way writes what it saw after this.
-            ahead = format_instant(servers.source.now() + timedelta(minutes=minutes))
+            ahead = format_instant(servers.source.now() + timedelta(seconds=seconds))
             with stage.redis() as client:
                 for stream in STREAMS:
                     told: dict[Any, Any] = {

@@ -274,6 +274,14 @@ def test_wrong_usage_is_one_sentence(schemas: Settings, arguments: tuple[str, ..
     assert words in told(command(schemas, *arguments), 2)
 
 
+@pytest.mark.parametrize("group", ["quarantine", "seed"])
+def test_a_group_without_a_command_shows_its_commands_line_by_line(schemas: Settings, group: str) -> None:
+    done = command(schemas, group)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert lines[0].startswith(f"Usage: retailmedia {group}")
+    assert "Commands:" in lines
+
+
 @pytest.mark.parametrize("name", ["POSTGRES_DSN", "CLICKHOUSE_DSN", "REDIS_URL"])
 def test_a_server_that_is_away_is_one_sentence(schemas: Settings, name: str) -> None:
     away = {

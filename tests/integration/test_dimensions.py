@@ -155,8 +155,9 @@ def test_nobody_releases_what_cannot_be_loaded_and_a_discarded_row_is_not_told_o
     (held,) = quarantine.rows(servers.sink)
     (signal,) = alerts.of_the_data(servers.sink, servers.settings, now)
     assert signal.incident == "quarantine/campaigns"
-    assert f"Row {first} of campaigns keeps its last values: budget cannot be loaded: '100000000000000000' does" in (
-        signal.message
+    assert (
+        f"Row {first} of campaigns stays as it was loaded last, if ever: budget cannot be loaded: '100000000000000000' does"
+        in (signal.message)
     )
     with pytest.raises(BadInput, match="correct it at the source"):
         quarantine.decide(servers.sink, [held], "release", "")

@@ -20,6 +20,7 @@ from worker.celery import QUEUES, Servers, create_app
 from worker.errors import SourceMismatch
 from worker.failing import failing_days
 from worker.ledger import Run
+from worker.sql import named
 from worker.streams import STREAMS
 from worker.tasks import maintenance as maintenance_tasks
 from worker.tasks import metrics as metrics_tasks
@@ -38,6 +39,7 @@ def here(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]
     for module in (pipeline_tasks, sync_tasks, metrics_tasks, maintenance_tasks):
         monkeypatch.setattr(module, "servers", lambda: servers)
     monkeypatch.setattr(pipeline_tasks.step.__class__, "_app", app)
+    monkeypatch.setattr(maintenance_tasks, "HEAP_SECONDS", 0.001)
     yield servers
     app.close()
 
@@ -103,6 +105,40 @@ def test_other_days_become_final(here: Servers, writer: Connection) -> None:
         metrics_tasks.rebuild_dirty(here)
         maintenance_tasks.sweep()
         assert metrics.final_through(here.sink) == date(2026, 11, 10)
+
+
+def test_a_final_day_that_fails_keeps_no_other_from_becoming_final(here: Servers, writer: Connection) -> None:
+    load(here, writer)
+    metrics_tasks.rebuild_dirty(here)
+    maintenance_tasks.sweep()
+    (final,) = here.sink.query("looking", "SELECT max(final_through) FROM finality")[0]
+    assert final > POISONED
+    with unbuildable(here, POISONED):
+        here.ledger.mark_days([POISONED])
+        here.sink.command("forgetting", "TRUNCATE TABLE finality")
+        here.sink.command("noting", named("metrics", "note_final_through"), {"day": POISONED})
+        maintenance_tasks.sweep()
+        assert set(failing_days(here.sink)) == {POISONED}
+        assert metrics.final_through(here.sink) == final
+
+
+def test_a_day_built_by_who_died_before_he_noted_it_fails_no_more(
+    here: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(here, writer)
+    with unbuildable(here, POISONED):
+        metrics_tasks.rebuild_dirty(here)
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "note_built_days", lambda *_: None)
+        metrics.rebuild(here.sink, here.settings, [POISONED])
+    assert POISONED in built(here)
+    maintenance_tasks.sweep()
+    assert failing_days(here.sink) == {}
+    # So it is priced anew, too.
+    write(writer, "UPDATE campaign SET bid = 7")
+    sync_tasks.load_dimension(stream="campaigns")
+    maintenance_tasks.sweep()
+    assert_agreement(writer, here)
 
 
 def begin(here: Servers, run_id: str, *, metrics_update: bool = True) -> Run:

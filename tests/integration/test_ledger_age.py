@@ -396,6 +396,29 @@ def test_a_commit_lost_between_copy_and_exchange_costs_work_and_no_rows(
     servers.close()
 
 
+def test_a_worker_that_runs_ahead_of_its_schema_leaves_nothing_out(
+    before: tuple[Settings, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, folder = before
+    servers = Servers.open(settings)
+    told = old_ledger(servers)
+    command = Sink.command
+
+    def working(self: Sink, doing: str, *args: Any, **options: Any) -> None:
+        if doing == "applying 0075_sync_commits_copied.sql":
+            publish(servers, "impressions")
+        command(self, doing, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "command", working)
+        migrate.migrate(servers.sink, settings, folder)
+    assert publish(servers, "impressions") == {"impressions": told["watermark"]}
+    totals = servers.ledger.totals([live(servers)[EVENTS_TABLE]])
+    assert totals["impressions"][0] >= 7300
+    assert servers.ledger.newest_version([live(servers)[EVENTS_TABLE]]) > 0
+    servers.close()
+
+
 def test_what_a_screen_says_is_not_less_for_it(servers: Servers, writer: Connection) -> None:
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 60)

@@ -377,3 +377,13 @@ def test_what_was_not_locked_is_not_read(servers: Servers) -> None:
         with pytest.raises(RuntimeError, match="advertiser is read outside"):
             next(servers.source.read_dimension("advertiser", [("id", "as_text")], "UTF8"))
         assert list(servers.source.read_dimension("campaign", [("id", "as_text")], "UTF8")) == []
+
+
+def test_a_session_that_ends_under_its_snapshot_is_worth_another_try(servers: Servers, writer: Connection) -> None:
+    with servers.source.snapshot([CAMPAIGNS]):
+        _, ((pid,),) = servers.source.described("asking", "SELECT pg_backend_pid()")
+        write(writer, "SELECT pg_terminate_backend(%s)", pid)
+        # Asked again in a session of its own, which does not see the snapshot.
+        servers.source.encoding()
+        with pytest.raises(TransientSource, match="ended the session"):
+            list(servers.source.read_dimension("campaign", [("id", "as_text")], "UTF8"))

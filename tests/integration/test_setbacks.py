@@ -24,7 +24,7 @@ from tests.integration.test_refresh import complete_refresh, started
 from worker import alerts, dimensions, doctor, pipeline, planner, prometheus, setbacks, standing
 from worker.celery import Servers
 from worker.config import Settings
-from worker.errors import HorizonUnsafe, SourceWentBack, Superseded
+from worker.errors import HorizonUnsafe, SourceWentBack, Superseded, TransientSource
 from worker.ledger import Run
 from worker.source import Snapshot, Source
 from worker.streams import EVENT_STREAMS, EVENTS_TABLE, STREAMS
@@ -253,6 +253,46 @@ def latched(servers: Servers) -> str:
     return str(refused.value)
 
 
+def test_a_refresh_that_ends_before_its_swap_makes_nothing_good(servers: Servers, writer: Connection) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    commit_ahead(servers, 1000)
+    add(writer, "impressions", campaign, 20)
+    with pytest.raises(SourceWentBack):
+        sync(servers)
+    run = started(servers, "first")
+    # What the live table holds counts up to here while its successor is filled, but no other refresh may take its place.
+    sync(servers)
+    with pytest.raises(SourceWentBack, match="clicks alone is not enough"):
+        started(servers, "only-clicks", [STREAMS["clicks"]])
+    servers.ledger.end_run(run, "failed", "a window failed too often")
+    with pytest.raises(SourceWentBack):
+        sync(servers)
+    complete_refresh(servers, "second")
+    sync(servers)
+    assert servers.ledger.setback() == ""
+    assert_agreement(writer, servers)
+
+
+def test_a_server_that_was_left_for_another_is_not_taken_up_without_a_word(
+    servers: Servers, writer: Connection
+) -> None:
+    """As when the wrong server was named for a moment, and nothing of it came to be loaded."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    with servers.source.snapshot() as snapshot:
+        another = replace(snapshot, system_id=7)
+    servers.ledger.generation(another, failover_rewind=timedelta(0))
+    add(writer, "impressions", campaign, 20)
+    with pytest.raises(SourceWentBack, match="another has taken its place since"):
+        sync(servers)
+    complete_refresh(servers, "after")
+    sync(servers)
+    assert_agreement(writer, servers)
+
+
 def test_it_is_said_everywhere(servers: Servers, writer: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 10)
@@ -332,6 +372,25 @@ def test_a_clock_that_was_set_back(
     assert_agreement(writer, servers)
 
 
+def test_a_window_that_ends_after_the_clock_is_not_loaded(servers: Servers, writer: Connection) -> None:
+    """Handed out before the clock was set back, or before a replica with a slower one was promoted."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    add(writer, "impressions", campaign, 5)
+    uuid = servers.ledger.live([IMPRESSIONS])[EVENTS_TABLE]
+    window = Window(ORIGIN, servers.source.now() + timedelta(milliseconds=1500))
+    with pytest.raises(TransientSource, match="ends after the clock"):
+        pipeline.load_window(
+            servers.source, servers.sink, servers.ledger, servers.settings, IMPRESSIONS, window, table=EVENTS_TABLE,
+            uuid=uuid,
+        )  # fmt: skip
+    add(writer, "impressions", campaign, 7)
+    time.sleep(1.5)
+    sync(servers)
+    assert_agreement(writer, servers)
+
+
 def test_a_promoted_replica_with_a_slower_clock_is_no_setback(servers: Servers, writer: Connection) -> None:
     (campaign, *_) = campaigns(writer)
     add(writer, "impressions", campaign, 50)
@@ -340,6 +399,19 @@ def test_a_promoted_replica_with_a_slower_clock_is_no_setback(servers: Servers, 
     servers.ledger.generation(old, failover_rewind=timedelta(0))
     ahead = servers.source.now() + timedelta(seconds=30)
     servers.store.observe(IMPRESSIONS, Observation(ahead, ahead, ahead, ""))
+    sync(servers)
+    assert_agreement(writer, servers)
+    assert servers.ledger.setback() == ""
+
+
+def test_a_clock_that_only_redis_has_seen_is_not_believed(servers: Servers, writer: Connection) -> None:
+    """Anybody with Redis's password may write it; syncing would stop until somebody asked for a full refresh."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    forged = servers.source.now() + timedelta(days=1)
+    servers.store.observe(IMPRESSIONS, Observation(forged, forged, forged, ""))
+    add(writer, "impressions", campaign, 7)
     sync(servers)
     assert_agreement(writer, servers)
     assert servers.ledger.setback() == ""

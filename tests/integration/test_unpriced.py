@@ -198,7 +198,7 @@ def test_status_report_and_metrics_say_how_many_are_unpriced(servers: Servers, w
     found = standing.overview(servers.source, servers.sink, servers.ledger, servers.store, list(STREAMS.values()))
     assert found.unpriced == standing.Unpriced(3, 1, 1)
     assert screens.unpriced_line(found.unpriced).startswith(
-        "Unpriced: 3 events of 1 campaigns that are not known, on 1 days"
+        "Unpriced: 3 events of 1 campaign that is not known, on 1 day;"
     )
     assert json.loads(json.dumps(screens.status_json(found), default=screens.plain))["unpriced"]["events"] == 3
     page = built(servers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID
@@ -336,7 +336,7 @@ def test_a_full_refresh_carries_the_columns_along(wide: Servers, writer: Connect
     wide.ledger.save_run(run)
     run = refresh.begin(wide.source, wide.sink, wide.ledger, wide.settings, [WIDE], run)
     name = refresh.shadow_name(run.run_id)
-    load(wide, Window(ORIGIN, now + timedelta(seconds=1)), name)
+    load(wide, Window(ORIGIN, wide.source.now()), name)
     found = wide.sink.query("looking", f"SELECT event_id, label FROM {quoted(name)} ORDER BY event_id")
     assert found == [(i, f"number {i}") for i in range(1, 51)]
 

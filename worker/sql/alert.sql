@@ -53,10 +53,12 @@ GROUP BY stream
 ORDER BY stream
 
 -- name: held_dimension_rows
--- By dimension, rows that cannot be loaded and that nobody decided about, with the newest.
-SELECT stream, count(), argMax(event_id, quarantined_at), argMax(rule, quarantined_at)
-FROM quarantine
-WHERE state = 'held' AND stream IN (SELECT stream FROM quarantined_dimension_rows)
+-- By dimension, rows that cannot be loaded and that nobody decided about, with the newest. The view on quarantine would
+-- look at events, too.
+SELECT stream, count(), argMax(row_id, quarantined_at), argMax(rule, quarantined_at)
+FROM quarantined_dimension_rows FINAL
+WHERE state = 'held' AND (stream, row_id, row) NOT IN
+    (SELECT stream, event_id, content FROM quarantine_decisions FINAL WHERE decision = 'discard')
 GROUP BY stream
 ORDER BY stream
 

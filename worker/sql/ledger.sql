@@ -6,11 +6,17 @@ SELECT uuid FROM system.tables WHERE database = %(database)s AND name = %(table)
 -- name: generations
 SELECT generation, system_id, timeline, rewind_to FROM source_generations ORDER BY generation, first_seen
 
--- name: setback
--- Why nothing may be loaded from the present generation of the source, if so.
-SELECT message FROM source_setbacks
-WHERE generation = (SELECT max(generation) FROM source_generations)
-ORDER BY noticed_at
+-- name: setbacks
+-- Times that the source went back and since which no table was filled anew: which generation that table is of its comment
+-- says, and it has none where it was never swapped in.
+SELECT generation, message FROM source_setbacks
+WHERE generation >=
+(
+    SELECT max(bitShiftRight(toUInt64OrZero(extract(comment, 'version ([0-9]+)')), 56))
+    FROM system.tables
+    WHERE database = %(database)s AND name = %(live)s
+)
+ORDER BY generation DESC, noticed_at
 LIMIT 1
 
 -- name: checkpoints

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from worker import calendars, dimensions, metrics, planner, refresh, standing
@@ -52,7 +53,10 @@ def sweep(**unknown: Any) -> dict[str, Any]:
     complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)
     failing = failing_days(here.sink)
     if metrics_settled(here) or (failing and set(metrics.dirty_days(here.sink)) <= failing.keys()):
-        metrics.note_finality(here.sink, here.settings, complete, before=min(failing, default=None))
+        # A day that is final already has said its first figures, and keeps no other from becoming so.
+        final = metrics.final_through(here.sink) or date.min
+        first = min((day for day in failing if day > final), default=None)
+        metrics.note_finality(here.sink, here.settings, complete, before=first)
     dropped = [
         *here.sink.drop_abandoned(metrics.STAGING, ABANDONED_SECONDS),
         *here.sink.drop_abandoned(dimensions.DIMENSION_STAGING, ABANDONED_SECONDS),

@@ -14,7 +14,7 @@ from typing import Any
 
 from worker import anomalies, metrics, observe, planner, standing
 from worker.celery import Servers, app, servers
-from worker.failing import DayFailure, failing_days
+from worker.failing import DayFailure, failing_days, note_built_days
 from worker.streams import EVENT_STREAMS
 from worker.tasks import arguments, turns
 from worker.windows import ORIGIN
@@ -99,6 +99,11 @@ def rebuild_dirty(
             return Rebuilding()
         rebuilt, tried, retried = 0, set[date](), False
         failing = failing_days(here.sink, since or ORIGIN)
+        if everything and failing:
+            # Days that do not wait were built, by who died before he noted it or by who began before they failed.
+            built = failing.keys() - set(metrics.dirty_days(here.sink))
+            note_built_days(here.sink, built)
+            failing = {day: failure for day, failure in failing.items() if day not in built}
         marked_since = ORIGIN if everything else here.store.clean_since()
         while True:
             asked_at = here.ledger.now()
