@@ -97,7 +97,8 @@ def test_other_failures_are_halved_as_ever(servers: Servers, writer: Connection)
     waiting: list[Failure] = []
     now = datetime.now(UTC)
     assert len(planner.again(window, [Failure(window, SPLIT_AFTER, now, "timeout", now)], waiting)) == 2
-    assert planner.again(window, [Failure(window, SPLIT_AFTER, now, CAUSE, now)], waiting) == []
+    unhelped = Failure(window, SPLIT_AFTER, now, CAUSE, now, recent=SPLIT_AFTER)
+    assert planner.again(window, [unhelped], waiting) == []
     assert [one.window for one in waiting] == [window]
 
 
