@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+OTHER_ZONE = "but REPORTING_TIMEZONE is"
+"""Stands in every error of a process that cuts days in another time zone than ClickHouse: no rows are to blame for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -65,7 +68,7 @@ def in_force(sink: Sink, settings: Settings) -> Calendar:
     zone, version, fingerprint = found[0]
     if zone != settings.reporting_timezone:
         raise SchemaMismatch(
-            f"In ClickHouse database {sink.database} days are cut in {zone}, but REPORTING_TIMEZONE is "
+            f"In ClickHouse database {sink.database} days are cut in {zone}, {OTHER_ZONE} "
             f"{settings.reporting_timezone} here; set it to {zone}, or run `retailmedia migrate` to cut every day anew."
         )
     return _calendar(sink, zone, version, int(fingerprint))

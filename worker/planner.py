@@ -14,7 +14,7 @@ from uuid import UUID
 
 import structlog
 
-from worker import setbacks
+from worker import calendars, setbacks
 from worker.config import Settings
 from worker.failing import backoff
 from worker.idshape import CAUSE, SAMPLE, refusal, shape_of
@@ -33,6 +33,8 @@ for it, and the other queue may be full of a backfill."""
 SPLIT_AFTER = 3
 """Failures of one window after which its halves are tried instead."""
 
+WHOLE = (CAUSE, calendars.OTHER_ZONE)
+"""Parts of errors that every half would end with, too."""
 
 HOPELESS = 1_000_000
 """Failures of a window that no other try can help."""
@@ -308,7 +310,8 @@ def again(gap: Window, failures: Sequence[Failure], waiting: list[Failure]) -> l
         return [gap]
     result = gaps_or_nothing(gap, [failure.window for failure in troubled])
     for failure in troubled:
-        halves = failure.window.halves() if failure.count >= SPLIT_AFTER and CAUSE not in failure.error else None
+        split = failure.count >= SPLIT_AFTER and not any(cause in failure.error for cause in WHOLE)
+        halves = failure.window.halves() if split else None
         if halves:
             result.extend(halves)
         elif waits(failure):

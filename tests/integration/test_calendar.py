@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,16 +16,16 @@ from tests.agreement import sync, target_performance
 from tests.integration.test_checks import check
 from tests.integration.test_metrics import restated, settle
 from tests.integration.test_pipeline import campaigns, write
-from worker import calendar, calendars, metrics, migrate, seals
+from worker import calendar, calendars, metrics, migrate, planner, seals
 from worker.calendar import Calendar, own
 from worker.celery import Servers
 from worker.config import Settings
 from worker.errors import SchemaMismatch
-from worker.ledger import Ledger
+from worker.ledger import Failure, Ledger
 from worker.sink import Sink
 from worker.streams import STREAMS
 from worker.tasks.reconcile import compare
-from worker.windows import to_micros
+from worker.windows import Window, to_micros
 
 
 @pytest.mark.parametrize(
@@ -237,3 +237,13 @@ def test_days_that_are_no_whole_quarters_are_compared_exactly(bare_settings: Set
         made, apart = seals.seal(servers.source, servers.sink, servers.ledger, settings, sorted(rows))
         assert apart == []
         assert {seal.date_id: seal.content("impressions").rows for seal in made} == rows
+
+
+def test_windows_that_fail_for_another_time_zone_are_not_halved(servers: Servers) -> None:
+    elsewhere = servers.settings.model_copy(update={"reporting_timezone": "Asia/Kathmandu"})
+    with pytest.raises(SchemaMismatch) as raised:
+        calendars.in_force(servers.sink, elsewhere)
+    now = servers.ledger.now()
+    window = Window(now - timedelta(days=1), now)
+    for told, parts in ((str(raised.value), 1), ("a row is to blame", 2)):
+        assert len(planner.again(window, [Failure(window, 9, now, told, now)], [])) == parts

@@ -196,7 +196,8 @@ def lagging(servers: Servers, writer: Connection) -> None:
         "SELECT 1, now() - interval '1 day', now() - interval '2 hours' FROM generate_series(1, 2)",
     )
     # As if the watermark had stopped three hours ago.
-    execute(servers, "ALTER TABLE sync_commits DELETE WHERE stream = 'clicks' SETTINGS mutations_sync = 2")
+    for table in ("sync_commits", "sync_totals"):
+        execute(servers, f"ALTER TABLE {table} DELETE WHERE stream = 'clicks' SETTINGS mutations_sync = 2")
     live = servers.ledger.live([STREAMS["clicks"]])["ad_events"]
     now = servers.source.now()
     servers.sink.insert_rows(

@@ -107,6 +107,22 @@ def test_other_days_become_final(here: Servers, writer: Connection) -> None:
         assert metrics.final_through(here.sink) == date(2026, 11, 10)
 
 
+def test_no_day_is_final_before_campaigns_were_read(here: Servers, writer: Connection) -> None:
+    (campaign, *_) = campaigns(writer)
+    add(writer, "clicks", campaign, 5, at=f"{POISONED}T08:00:00Z")
+    sync(here, streams=[STREAMS["impressions"], STREAMS["clicks"]], metrics_update=False)
+    maintenance_tasks.sweep()
+    assert built(here) == {POISONED}
+    through = metrics.final_through(here.sink)
+    assert through is None or through < POISONED
+    sync(here, metrics_update=False)
+    maintenance_tasks.sweep()
+    through = metrics.final_through(here.sink)
+    assert through is not None
+    assert through > POISONED
+    assert here.sink.query("looking", "SELECT count() FROM metric_restatements") == [(0,)]
+
+
 def test_a_final_day_that_fails_keeps_no_other_from_becoming_final(here: Servers, writer: Connection) -> None:
     load(here, writer)
     metrics_tasks.rebuild_dirty(here)

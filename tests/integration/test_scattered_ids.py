@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -96,8 +97,9 @@ def test_other_failures_are_halved_as_ever(servers: Servers, writer: Connection)
     (window,) = plan(servers)["impressions"].windows
     waiting: list[Failure] = []
     now = datetime.now(UTC)
-    assert len(planner.again(window, [Failure(window, SPLIT_AFTER, now, "timeout", now)], waiting)) == 2
-    assert planner.again(window, [Failure(window, SPLIT_AFTER, now, CAUSE, now)], waiting) == []
+    failed = Failure(window, SPLIT_AFTER, now, "timeout", now, recent=SPLIT_AFTER)
+    assert len(planner.again(window, [failed], waiting)) == 2
+    assert planner.again(window, [replace(failed, error=CAUSE)], waiting) == []
     assert [one.window for one in waiting] == [window]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from worker import calendars, dimensions, metrics, planner, refresh, standing
 from worker.celery import app, servers
 from worker.failing import failing_days
-from worker.streams import EVENT_STREAMS, STREAMS
+from worker.streams import STREAMS
 from worker.tasks import arguments, turns
 from worker.tasks import pipeline as pipeline_tasks
 from worker.tasks import refresh as refresh_tasks
@@ -50,7 +50,8 @@ def sweep(**unknown: Any) -> dict[str, Any]:
     calendars.keep_current(here.sink, here.ledger, here.settings)
     days = rebuild_dirty(here, reprice=True, everything=True).days
     # After the rebuild: what has arrived by now is in the days that become final, and is no restatement of them.
-    complete = standing.complete_through(here.source, here.ledger, EVENT_STREAMS)
+    # Campaigns among it: figures are not final before those are read that price them.
+    complete = standing.complete_through(here.source, here.ledger, list(STREAMS.values()))
     failing = failing_days(here.sink)
     if metrics_settled(here) or (failing and set(metrics.dirty_days(here.sink)) <= failing.keys()):
         # A day that is final already has said its first figures, and keeps no other from becoming so.
