@@ -217,9 +217,6 @@ def _whole(text: str) -> int:
 
 def _amount(text: str, is_float: bool) -> Decimal:
     text = text.strip()
-    if text.lower() == "nan":
-        # numeric allows it; it is no bid.
-        return Decimal(0)
     if not _NUMBER.fullmatch(text):
         raise _Unloadable(f"{_told(text)} is no amount")
     amount = FLOAT_DIGITS.create_decimal(text) if is_float else Decimal(text)

@@ -155,7 +155,7 @@ def _table(table: TableFacts, role: str, seen: Seen) -> Finding:
     if dimension:
         return Finding("PostgreSQL", what, "ok", "it can be read")
     lacking = []
-    if table.inserted_at != "timestamp with time zone":
+    if table.inserted_at not in sessions.STAMPS:
         lacking.append("inserted_at is missing" if not table.inserted_at else f"inserted_at is {table.inserted_at}")
     elif not table.not_null:
         lacking.append("inserted_at may be NULL")

@@ -18,6 +18,9 @@ from worker.sql import named
 READER = "retailmedia reader"
 """Application name of every session opened here. For people: nothing decides by it, since a session can carry any."""
 
+STAMPS = {"timestamp with time zone", "timestamp(6) with time zone"}
+"""What `inserted_at` may be. One that is rounded can lie before the beginning of its transaction, below the horizon."""
+
 EVENT_KINDS = {"r", "p"}
 DIMENSION_KINDS = {"r", "p", "v"}
 KINDS = {
@@ -38,6 +41,8 @@ class Seen:
     filtered: bool
     foreign: str
     role: str
+    stamp: str = ""
+    """The type of its `inserted_at`, empty without one."""
 
 
 def wanted(settings: Settings) -> dict[str, str]:
@@ -109,6 +114,17 @@ def refusal(found: Seen, *, events: bool) -> str:
             f'ALTER ROLE "{role}" BYPASSRLS; or let the role own the table without FORCE ROW LEVEL SECURITY.'
         )
     return ""
+
+
+def unfit_stamp(found: Seen) -> str:
+    """Why the `inserted_at` of an event table is no stamp to read by, in one sentence; empty where it is one."""
+    if found.stamp in STAMPS:
+        return ""
+    return (
+        f"Column inserted_at of {found.name} is {found.stamp or 'missing'}, and must be timestamp with time zone to the "
+        f"microsecond, or rows would be missed; as its owner: ALTER TABLE {found.name} ALTER inserted_at TYPE timestamptz; "
+        "or run seed/schema.sql."
+    )
 
 
 def waited_for(rows: Iterable[Sequence[Any]], seconds: int) -> str:

@@ -738,7 +738,8 @@ class Source:
         names = sorted({stream.source_table for stream in streams})
         for row in self._once("looking at its tables", named("source", "seen"), {"names": names}):
             found = Seen(*row)
-            if reason := sessions.refusal(found, events=found.name in events):
+            reason = sessions.refusal(found, events=found.name in events)
+            if reason or (found.name in events and (reason := sessions.unfit_stamp(found))):
                 raise SourceFailure(reason)
 
     def _require_locked(self, table: str) -> psycopg2.extensions.connection:

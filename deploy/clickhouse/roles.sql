@@ -29,6 +29,7 @@ REVOKE CREATE TABLE, DROP TABLE ON retailmedia.alerts FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.campaign_history FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.daily_campaign_history FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.daily_campaign_performance FROM retailmedia_sync;
+REVOKE CREATE TABLE, DROP TABLE ON retailmedia.day_attempts FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.day_marks FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.day_seals FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.empty_days FROM retailmedia_sync;
@@ -37,14 +38,19 @@ REVOKE CREATE TABLE, DROP TABLE ON retailmedia.flagged_events FROM retailmedia_s
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.metric_anomalies FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.quality_results FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.quarantine_decisions FROM retailmedia_sync;
+REVOKE CREATE TABLE, DROP TABLE ON retailmedia.quarantined_dimension_rows FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.quarantined_events FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.reconciliations FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.replays FROM retailmedia_sync;
+REVOKE CREATE TABLE, DROP TABLE ON retailmedia.reporting_calendars FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.schema_migrations FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.source_generations FROM retailmedia_sync;
+REVOKE CREATE TABLE, DROP TABLE ON retailmedia.source_setbacks FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_attempts FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_commits FROM retailmedia_sync;
+REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_commits_by_month FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_runs FROM retailmedia_sync;
+REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_totals FROM retailmedia_sync;
 GRANT CREATE TEMPORARY TABLE ON *.* TO retailmedia_sync;
 GRANT SHOW DATABASES ON default.* TO retailmedia_sync;
 GRANT TABLE ENGINE ON MergeTree, TABLE ENGINE ON ReplacingMergeTree, TABLE ENGINE ON ReplicatedMergeTree,

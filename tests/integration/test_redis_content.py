@@ -93,7 +93,7 @@ def test_a_member_that_is_no_window_stops_nothing(servers: Servers, client: Any)
     assert client.zcard(FLYING) == 1
 
 
-@pytest.mark.parametrize("score", [9e15, float("inf"), in_ms(3600)])
+@pytest.mark.parametrize("score", [9e15, float("inf"), in_ms(3600)], ids=["far", "endless", "an hour"])
 def test_what_is_in_flight_longer_than_a_lease_lasts_is_not_in_flight(
     servers: Servers, client: Any, score: float
 ) -> None:

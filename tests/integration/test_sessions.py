@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import struct
@@ -314,6 +315,23 @@ def test_events_come_from_tables_alone(servers: Servers, writer: Connection, mad
     with pytest.raises(SourceFailure, match=f"impressions is {kind} at the source, and must be a table"):
         sync(servers, streams=[IMPRESSIONS])
     assert findings(servers.settings)["table impressions"].state == "wrong"
+
+
+@pytest.mark.parametrize("kind", ["timestamptz(0)", "timestamptz(3)"])
+def test_a_stamp_that_is_rounded_is_refused(servers: Servers, writer: Connection, kind: str) -> None:
+    """Rounded down it lies before its transaction began, where the horizon may have been already."""
+    (campaign, *_) = campaigns(writer)
+    add(writer, "impressions", campaign, 50)
+    sync(servers)
+    write(writer, f"ALTER TABLE impressions ALTER inserted_at TYPE {kind}")
+    add(writer, "impressions", campaign, 5)
+    told = kind.replace("timestamptz", "timestamp")
+    with pytest.raises(SourceFailure, match=re.escape(f"Column inserted_at of impressions is {told} with time zone")):
+        sync(servers)
+    assert findings(servers.settings)["table impressions"].found == f"inserted_at is {told} with time zone"
+    write(writer, "ALTER TABLE impressions ALTER inserted_at TYPE timestamptz")
+    sync(servers)
+    assert_agreement(writer, servers)
 
 
 def test_a_foreign_part_of_an_event_table_is_refused(servers: Servers, writer: Connection) -> None:

@@ -54,7 +54,11 @@ SELECT
         SELECT min(child.relname::text) FROM part JOIN pg_class AS child ON child.oid = part.inhrelid
         WHERE child.relkind = 'f'
     ), ''),
-    current_user::text
+    current_user::text,
+    coalesce((
+        SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+        WHERE attrelid = relation.oid AND attname = 'inserted_at' AND NOT attisdropped
+    ), '')
 FROM unnest(%(names)s::text[]) AS wanted (name)
 LEFT JOIN pg_class AS relation ON relation.oid = to_regclass(quote_ident(wanted.name))
 ORDER BY wanted.name
@@ -87,7 +91,7 @@ SELECT
     wanted.name,
     relation IS NOT NULL,
     coalesce(has_table_privilege(relation, 'SELECT'), false),
-    coalesce(format_type(stamp.atttypid, NULL), ''),
+    coalesce(format_type(stamp.atttypid, stamp.atttypmod), ''),
     coalesce(stamp.attnotnull, false),
     EXISTS (
         SELECT FROM pg_index
