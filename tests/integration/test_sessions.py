@@ -329,9 +329,7 @@ def test_a_stamp_that_is_rounded_is_refused(servers: Servers, writer: Connection
     with pytest.raises(SourceFailure, match=re.escape(f"Column inserted_at of impressions is {told} with time zone")):
         sync(servers)
     assert findings(servers.settings)["table impressions"].found == f"inserted_at is {told} with time zone"
-    write(writer, "ALTER TABLE impressions ALTER inserted_at TYPE timestamptz")
-    sync(servers)
-    assert_agreement(writer, servers)
+    assert servers.sink.query("counting", "SELECT count() FROM ad_events") == [(50,)]
 
 
 def test_a_foreign_part_of_an_event_table_is_refused(servers: Servers, writer: Connection) -> None:
