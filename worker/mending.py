@@ -32,30 +32,37 @@ def holds(sink: Sink, name: str, uuid: UUID) -> bool:
 
 
 def write_everywhere(sink: Sink, insert: Callable[[str], None]) -> None:
-    """Calls `insert` with the name of the live table, then of each shadow, until all of them hold what it writes.
+    """Calls `insert` with the name of each shadow, of the live table, and of each shadow, until all hold what it writes.
 
     What it writes must be the same however often it is written, and older than any snapshot taken from now on: then a
-    shadow made after the tables were listed needs it not. The live one comes first because partitions of it are linked
-    into a new shadow, which may overwrite what was written there. Raises what `insert` raises; a shadow that was dropped
-    meanwhile, or whose columns are no longer those of the live table so that it can never take its place, is left out.
+    shadow made after the tables were listed needs it not. Shadows come first, because of who dies after the live table
+    nobody would see any more that something is left to mend; and again after it, because partitions of the live table
+    are linked into a new shadow, which may overwrite what was written there. Raises what `insert` raises; a shadow that
+    was dropped meanwhile, or whose columns are no longer those of the live table so that it can never take its place,
+    is left out.
     """
+    for name, uuid in event_tables(sink)[1:]:
+        _written(sink, insert, name, uuid)
     written: set[UUID] = set()
     while waiting := [table for table in event_tables(sink) if table[1] not in written]:
-        for name, uuid in waiting:
-            try:
-                insert(name)
-            except SchemaMismatch:
-                if name == EVENTS_TABLE:
-                    raise
-                # Where the name is gone the table may be: dropped, or live by now, as the next list says.
-                if holds(sink, name, uuid):
-                    if same_shape(sink, name):
-                        raise
-                    written.add(uuid)
-                continue
-            # A swap before the insert sent it to the other table, and that one may have had it already.
-            if holds(sink, name, uuid):
-                written.add(uuid)
+        written |= {uuid for name, uuid in waiting if _written(sink, insert, name, uuid)}
+
+
+def _written(sink: Sink, insert: Callable[[str], None], name: str, uuid: UUID) -> bool:
+    """Writes to the table of that name; whether the one known by that uuid holds it now, or need not."""
+    try:
+        insert(name)
+    except SchemaMismatch:
+        if name == EVENTS_TABLE:
+            raise
+        # Where the name is gone the table may be: dropped, or live by now, as the next list says.
+        if not holds(sink, name, uuid):
+            return False
+        if same_shape(sink, name):
+            raise
+        return True
+    # A swap before the insert sent it to the other table, and that one may have had it already.
+    return holds(sink, name, uuid)
 
 
 def same_shape(sink: Sink, table: str) -> bool:

@@ -36,8 +36,8 @@ def _ask_for_campaigns(stage: Stage) -> None:
 
 
 def _known(stage: Stage, ask: _Asking) -> None:
-    """Waits until every campaign was loaded: of a table nothing is known of yet, no reading shows too little."""
-    ids = {row_id for (row_id,) in stage.write("SELECT id FROM campaign")}
+    """Waits until every campaign that can be was loaded: of a table nothing is known of yet, no reading shows too little."""
+    ids = {row_id for (row_id,) in stage.write("SELECT id FROM campaign WHERE id <> 0")}
 
     def loaded() -> bool:
         ask()
