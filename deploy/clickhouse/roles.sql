@@ -48,7 +48,6 @@ REVOKE CREATE TABLE, DROP TABLE ON retailmedia.source_generations FROM retailmed
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.source_setbacks FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_attempts FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_commits FROM retailmedia_sync;
-REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_commits_by_month FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_runs FROM retailmedia_sync;
 REVOKE CREATE TABLE, DROP TABLE ON retailmedia.sync_totals FROM retailmedia_sync;
 GRANT CREATE TEMPORARY TABLE ON *.* TO retailmedia_sync;

@@ -184,14 +184,14 @@ SELECT
     coalesce(usename, backend_type)::text,
     coalesce(application_name, ''),
     CASE WHEN state IS DISTINCT FROM 'disabled' THEN coalesce(xact_start, query_start) END AS since
-FROM {activity}
+FROM {activity} AS activity
 WHERE (datid = (SELECT oid FROM pg_database WHERE datname = current_database()) OR datid IS NULL)
     AND pid <> pg_backend_pid()
     AND (xact_start IS NOT NULL OR state IN ('active', 'fastpath function call', 'disabled'))
     AND backend_type NOT IN ('autovacuum worker', 'autovacuum launcher', 'walsender')
     AND NOT EXISTS (
         SELECT FROM pg_locks AS mark
-        WHERE mark.pid = pg_stat_activity.pid AND mark.locktype = 'advisory' AND mark.granted AND mark.mode = 'ShareLock'
+        WHERE mark.pid = activity.pid AND mark.locktype = 'advisory' AND mark.granted AND mark.mode = 'ShareLock'
             AND mark.database = (SELECT oid FROM pg_database WHERE datname = current_database())
             AND mark.classid = 1380797513 AND mark.objsubid = 2
             AND mark.objid::bigint = mod((extract(epoch FROM backend_start) * 1000000)::bigint, 2147483647)
