@@ -570,7 +570,6 @@ def _day_results(
     doubtful: set[date],
     gone: Counter[date],
 ) -> list[DayResult]:
-    left, right = ours, theirs
     causes: dict[date, Counter[Cause]] = {}
     mended: Counter[date] = Counter()
     open_days: set[date] = set()
@@ -581,8 +580,8 @@ def _day_results(
             if not defect.mended:
                 open_days.add(day)
     result = []
-    for day in sorted(left.keys() | right.keys() | causes.keys() | gone.keys()):
-        mine, other = left.get(day, (0, 0, 0, 0)), right.get(day, (0, 0, 0, 0))
+    for day in sorted(ours.keys() | theirs.keys() | causes.keys() | gone.keys()):
+        mine, other = ours.get(day, (0, 0, 0, 0)), theirs.get(day, (0, 0, 0, 0))
         state: State = "equal"
         if day in open_days or (not complete and day in doubtful):
             state = "mismatch"
