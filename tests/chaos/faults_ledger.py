@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from uuid import uuid4
 
-from tests.chaos import checker, writers
+from tests.chaos import checker
 from tests.chaos.faults import STEP_SECONDS, Params, Scene, fault
 from tests.chaos.stage import Violation, eventually, signal_to
 from worker.coverage import CHECKPOINT_AFTER
@@ -62,15 +62,20 @@ def old_ledger(scene: Scene, rows: int, days: int) -> Iterator[None]:
     yield
 
 
-@fault("merges between two readings", "worker")
-def merged_between(scene: Scene) -> Iterator[None]:
-    """Events move to another day; a child dies when they are inserted; they are merged, and move on before they are
-    read again: what told of the day they left is nowhere but in the ledger."""
+@fault(
+    "merges between two readings",
+    "worker",
+    lambda rng: {"day": f"2024-{rng.randint(1, 12):02}-{rng.randint(2, 28):02}"},
+)
+def merged_between(scene: Scene, day: str) -> Iterator[None]:
+    """Events move from a day that nobody else writes to, so that nothing else has it rebuilt, to another; a child dies
+    when they are inserted; they are merged, and move on before they are read again: what told of the day they left is
+    nowhere but in the ledger."""
     with scene.stage.postgres() as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO impressions (campaign_id, created_at) "
             "SELECT 2 + n %% 5, %s::timestamptz + n * interval '1 s' FROM generate_series(1, 40) AS n RETURNING id",
-            (f"{writers.day(2)}T01:00:00Z",),
+            (f"{day}T01:00:00Z",),
         )
         ids = [event_id for (event_id,) in cursor.fetchall()]
 
