@@ -1,7 +1,8 @@
 """The faults: each is a context manager that injects on entry and heals on exit, and says what must hold afterwards.
 
 A fault draws its parameters from the schedule's generator and nothing else, so a seed names the whole run. `Scene` is
-what faults act on; what must hold once everything is healed goes to `Scene.afterwards`.
+what faults act on; what must hold once everything is healed goes to `Scene.afterwards`, and what can be healed only once
+the other fault of a pair has given its server back to `Scene.repairs`, which come first.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Scene:
 
     stage: Stage
     writers: writers.Writers
+    repairs: list[Callable[[], None]] = field(default_factory=list)
     afterwards: list[Callable[[], None]] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
     wiped: list[float] = field(default_factory=list)

@@ -82,13 +82,11 @@ def changed_and_died(scene: Scene, day: int) -> Iterator[None]:
     yield
 
     def adopted() -> None:
-        announced(right)
-
         def ended() -> bool:
             with stage.servers() as servers:
                 return calendars.told(servers.sink, stage.settings)[0] != "wrong"
 
         eventually(ended, "the calendar is adopted", 60)
 
-    # Once the other fault of its pair is healed too, which may have taken ClickHouse away; and before what waits for days.
-    scene.afterwards.insert(0, adopted)
+    scene.repairs.append(lambda: announced(right))
+    scene.afterwards.append(adopted)

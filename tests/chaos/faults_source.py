@@ -178,5 +178,4 @@ def clock_set_back(scene: Scene, seconds: int) -> Iterator[None]:
                 if time.monotonic() - began > 180:
                     raise Violation("no full refresh ended the refusal of a source whose clock was set back")
 
-    # Once the other fault of its pair is healed too, which may have taken ClickHouse away; and before what waits for rows.
-    scene.afterwards.insert(0, begun_anew)
+    scene.repairs.append(begun_anew)

@@ -338,6 +338,7 @@ class Chapter:
         owed: list[Step] = []
         began = time.monotonic()
         self._recent.append(step.told())
+        scene.repairs.clear()
         scene.afterwards.clear()
         healing: list[ExitStack] = []
         try:
@@ -361,6 +362,8 @@ class Chapter:
                 for one in order[::-1]:
                     all_healed.push(one)
         report.pairs += len(step.faults) - len(owed) > 1
+        for repair in scene.repairs:
+            repair()
         healed = time.monotonic()
         for due in scene.afterwards:
             due()
